@@ -1,0 +1,81 @@
+"""Files on disk: whole or not at all, and known by their content."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sagittal.core.errors import StorageError
+
+__all__ = ["atomic_path", "sha256_file", "storage_errors", "write_bytes", "write_text"]
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free space, or another folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free space, or another folder"),
+    errno.EROFS: ("the file system is read-only", "a folder that can be written"),
+    errno.EACCES: ("no permission", "a folder that you may write"),
+    errno.EPERM: ("no permission", "a folder that you may write"),
+}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals (full, read-only, forbidden) into a :class:`StorageError`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno not in _REASONS:
+            raise
+        problem, expected = _REASONS[error.errno]
+        raise StorageError(problem, source=path, expected=expected) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it onto ``path`` when the block ends well.
+
+    A reader sees the old content or the new, never a part. When the block raises, the temporary
+    file is removed and ``path`` is untouched.
+
+    Raises:
+        StorageError: The disk is full, read-only or forbidden.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o600)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write ``content`` to ``path``, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def write_text(path: Path, content: str) -> Path:
+    """Write ``content`` to ``path`` as UTF-8, whole or not at all."""
+    return write_bytes(path, content.encode("utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
