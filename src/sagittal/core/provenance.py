@@ -52,9 +52,13 @@ class Measurement:
         if not all(math.isfinite(number) for number in numbers):
             raise InputError("a measurement must be finite", value=numbers)
         if not self.low <= self.value <= self.high:
-            raise InputError("the value lies outside its interval", value=numbers, expected="low <= value <= high")
+            raise InputError(
+                "the value lies outside its interval", value=numbers, expected="low <= value <= high"
+            )
         if not 0 < self.level < 1:
-            raise InputError("the interval's level is not a share", value=self.level, expected="0 < level < 1")
+            raise InputError(
+                "the interval's level is not a share", value=self.level, expected="0 < level < 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

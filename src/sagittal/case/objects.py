@@ -1,0 +1,92 @@
+"""Contents on disk by their hash: written once, never changed, checked when read.
+
+An array is an ``.npy`` file (no pickle), anything else a ``.bin`` file. Equal content is kept once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagittal.core.errors import StorageError
+from sagittal.core.files import atomic_path, storage_errors
+from sagittal.core.provenance import hash_array
+
+__all__ = ["ObjectStore"]
+
+
+class ObjectStore:
+    """A folder of contents.
+
+    Args:
+        folder: Where the contents lie; made when the first one is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def put_bytes(self, content: bytes) -> str:
+        """Keep ``content``; return its sha256.
+
+        Raises:
+            StorageError: The disk is full, read-only or forbidden; nothing is left half written.
+        """
+        digest = hashlib.sha256(content).hexdigest()
+        path = self._path(digest, "bin")
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+        return digest
+
+    def get_bytes(self, digest: str) -> bytes:
+        """Return the content with this sha256.
+
+        Raises:
+            StorageError: It is not in the store, or its content has changed on disk.
+        """
+        path = self._existing(digest, "bin")
+        with storage_errors(path):
+            content = path.read_bytes()
+        self._compare(path, digest, hashlib.sha256(content).hexdigest())
+        return content
+
+    def put_array(self, array: NDArray[Any]) -> str:
+        """Keep ``array``; return its :func:`~sagittal.core.provenance.hash_array`."""
+        digest = hash_array(array)
+        path = self._path(digest, "npy")
+        if not path.exists():
+            with atomic_path(path) as temporary, temporary.open("wb") as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+        return digest
+
+    def get_array(self, digest: str) -> NDArray[Any]:
+        """Return the array with this hash.
+
+        Raises:
+            StorageError: It is not in the store, or its content has changed on disk.
+        """
+        path = self._existing(digest, "npy")
+        try:
+            with storage_errors(path):
+                array: NDArray[Any] = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise StorageError("the content on disk is damaged", source=path, value=error) from error
+        self._compare(path, digest, hash_array(array))
+        return array
+
+    def _path(self, digest: str, suffix: str) -> Path:
+        return self.folder / digest[:2] / f"{digest[2:]}.{suffix}"
+
+    def _existing(self, digest: str, suffix: str) -> Path:
+        path = self._path(digest, suffix)
+        if not path.is_file():
+            raise StorageError("the store does not hold this content", source=path, value=digest)
+        return path
+
+    def _compare(self, path: Path, wanted: str, found: str) -> None:
+        if wanted != found:
+            raise StorageError("the content on disk has changed", source=path, value=found, expected=wanted)
