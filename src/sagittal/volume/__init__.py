@@ -1,0 +1,37 @@
+from sagittal.volume.convert import from_monai, from_nibabel, from_torchio, to_monai, to_nibabel, to_torchio
+from sagittal.volume.dicom_read import read_dicom
+from sagittal.volume.dicom_write import write_dicom_series
+from sagittal.volume.geometry import Geometry
+from sagittal.volume.io import image_format, read_volume
+from sagittal.volume.itk import from_sitk, read_itk, to_sitk, write_itk
+from sagittal.volume.nifti import read_nifti, write_nifti
+from sagittal.volume.resample import Interpolation, crop, crop_to_content, reorient, resample
+from sagittal.volume.volume import PROBABILITY_TOLERANCE, Volume, require_same_space
+
+__all__ = [
+    "PROBABILITY_TOLERANCE",
+    "Geometry",
+    "Interpolation",
+    "Volume",
+    "crop",
+    "crop_to_content",
+    "from_monai",
+    "from_nibabel",
+    "from_sitk",
+    "from_torchio",
+    "image_format",
+    "read_dicom",
+    "read_itk",
+    "read_nifti",
+    "read_volume",
+    "reorient",
+    "require_same_space",
+    "resample",
+    "to_monai",
+    "to_nibabel",
+    "to_sitk",
+    "to_torchio",
+    "write_dicom_series",
+    "write_itk",
+    "write_nifti",
+]
