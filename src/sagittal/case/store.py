@@ -95,9 +95,9 @@ class CaseStore:
     def add_run(self, case_id: str, run: Run, findings: Sequence[FindingDraft]) -> Run:
         """Add a run and its findings in one transaction; return the run with its number.
 
-        Drafts that an earlier run of the same step left are superseded by the new findings of the same
-        code and subject, or without a successor where there is none. What a person has accepted,
-        rejected or written stays as that person left it.
+        Drafts that an earlier run of the same step for the same roles left are superseded by the new
+        findings of the same code and subject, or without a successor where there is none. What a person
+        has accepted, rejected or written stays as that person left it.
         """
         author = f"{run.step} {run.version}"
         with self._transaction() as session:
@@ -114,7 +114,12 @@ class CaseStore:
                 session.add(_finding_row(case_id, first + offset, number, author, draft))
                 successors[draft.code, draft.subject] = first + offset
             session.flush()
-            earlier = {r.number: f"{r.step} {r.version}" for r in before.runs if r.step == run.step}
+            roles = [output.role for output in run.outputs]
+            earlier = {
+                r.number: f"{r.step} {r.version}"
+                for r in before.runs
+                if r.step == run.step and [output.role for output in r.outputs] == roles
+            }
             for old in before.findings:
                 if old.state is FindingState.DRAFT and old.run in earlier and old.author == earlier[old.run]:
                     successor = successors.get((old.content.code, old.content.subject))

@@ -1,0 +1,181 @@
+"""Commands on cases."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagittal.case.record import Verdict
+from sagittal.case.store import CaseStore
+from sagittal.core.places import store_folder
+from sagittal.core.progress import status
+from sagittal.workbench.output import JsonOption, emit, speaks, table
+
+__all__ = ["StoreOption", "app", "summary"]
+
+app = typer.Typer(no_args_is_help=True)
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the case store.", envvar="SAGITTAL_STORE", show_default="~/.local"),
+]
+CaseArgument = Annotated[str, typer.Argument(help="Id of the case.")]
+NumberArgument = Annotated[int, typer.Argument(help="Number of the finding.")]
+WhoOption = Annotated[str, typer.Option(help="Who says so.")]
+NoteOption = Annotated[str, typer.Option(help="Why.")]
+
+
+@app.command("list")
+@speaks
+def list_cases(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the cases of the store."""
+    with _open(store) as cases:
+        found = [cases.case(case_id) for case_id in cases.case_ids()]
+    rows = [
+        {
+            "case": c.id,
+            "label": c.label,
+            "created": c.created,
+            "runs": len(c.runs),
+            "findings": len(c.findings),
+        }
+        for c in found
+    ]
+    emit(
+        rows,
+        as_json=as_json,
+        text=lambda: table(
+            ["case", "label", "created", "runs", "findings"], [list(row.values()) for row in rows]
+        ),
+    )
+
+
+@app.command()
+@speaks
+def show(case_id: CaseArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Show the findings of a case, with where each came from and where it stands."""
+    with _open(store) as cases:
+        case = cases.case(case_id)
+
+    def text() -> None:
+        typer.echo(f"{case.id}  {case.label}  {case.created}")
+        table(
+            ["", "state", "from", "finding"],
+            [[f.number, f.state, f.author, f.content.statement] for f in case.findings],
+        )
+
+    emit(asdict(case), as_json=as_json, text=text)
+
+
+@app.command()
+@speaks
+def replay(case_id: CaseArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Run every step of a case again and compare the hashes; exit status 1 when one differs."""
+    from sagittal.workflow.models import ModelShelf
+    from sagittal.workflow.replay import replay as run_again
+
+    with _open(store, writes=True) as cases, status(quiet=as_json) as report:
+        runs = run_again(cases, case_id, shelf=ModelShelf(), report=report)
+    same = all(not run.differences for run in runs)
+    result: dict[str, Any] = {"case": case_id, "identical": same, "runs": [asdict(run) for run in runs]}
+
+    def text() -> None:
+        for run in runs:
+            typer.echo(f"{run.run} {run.step}: {'differs' if run.differences else 'identical'}")
+            for difference in run.differences:
+                typer.echo(f"  {difference.what}: {difference.recorded} -> {difference.replayed}")
+            for digest in run.hashes:
+                typer.echo(f"  {digest}")
+
+    emit(result, as_json=as_json, text=text)
+    if not same:
+        raise typer.Exit(1)
+
+
+@app.command()
+@speaks
+def accept(
+    case_id: CaseArgument,
+    number: NumberArgument,
+    who: WhoOption,
+    note: NoteOption = "",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Accept a finding."""
+    _judge(case_id, number, Verdict.ACCEPTED, who, note, store, as_json)
+
+
+@app.command()
+@speaks
+def reject(
+    case_id: CaseArgument,
+    number: NumberArgument,
+    who: WhoOption,
+    note: NoteOption = "",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reject a finding; it stays in the record, and reports leave it out from then on."""
+    _judge(case_id, number, Verdict.REJECTED, who, note, store, as_json)
+
+
+@app.command()
+@speaks
+def report(
+    case_id: CaseArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the report and everything that belongs to it.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draft the report again from the findings that stand now, and write the case to a folder."""
+    from sagittal.workflow.export import export_case
+    from sagittal.workflow.models import DEFAULT_MODEL, ModelShelf
+    from sagittal.workflow.runner import Runner
+    from sagittal.workflow.steps import DraftReport
+
+    with _open(store, writes=True) as cases, status(quiet=as_json) as say:
+        before = [run for run in cases.case(case_id).runs if run.step == DraftReport.name]
+        model = before[-1].parameters["model"] if before else DEFAULT_MODEL
+        Runner(store=cases, shelf=ModelShelf(), report=say).run(case_id, DraftReport(model=model))
+        exported = export_case(cases, case_id, out, report=say)
+        result = summary(cases, case_id, exported.report)
+    emit(result, as_json=as_json, text=lambda: typer.echo(f"report: {result['report']}"))
+
+
+def summary(store: CaseStore, case_id: str, page: Path) -> dict[str, Any]:
+    """Return what a run prints: case, report, number of findings, tissue volumes and the cache's bytes."""
+    case = store.case(case_id)
+    volumes = {
+        f.content.details["tissue"]: {
+            "value": round(f.content.measurement.value, 3),
+            "low": round(f.content.measurement.low, 3),
+            "high": round(f.content.measurement.high, 3),
+        }
+        for f in case.standing("tissue.volume")
+        if f.content.measurement
+    }
+    caches = [f.content.details["cache"] for f in case.standing("record.reading")]
+    return {
+        "case": case_id,
+        "report": str(page.absolute()),
+        "findings": len(case.standing()),
+        "tissue_ml": volumes,
+        "cache": caches[-1] if caches else None,
+    }
+
+
+def _judge(
+    case_id: str, number: int, verdict: Verdict, who: str, note: str, store: Path | None, as_json: bool
+) -> None:
+    with _open(store, writes=True) as cases:
+        cases.judge(case_id, number, verdict, who=who, note=note)
+    result = {"case": case_id, "finding": number, "state": verdict.value, "who": who}
+    emit(result, as_json=as_json, text=lambda: typer.echo(f"finding {number}: {verdict.value} by {who}"))
+
+
+def _open(store: Path | None, *, writes: bool = False) -> CaseStore:
+    return CaseStore(store or store_folder(), read_only=not writes)

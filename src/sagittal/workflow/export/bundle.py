@@ -1,0 +1,130 @@
+"""One folder with everything a case has to show, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sagittal.case.record import Case, Run
+from sagittal.case.store import CaseStore
+from sagittal.core.errors import InputError
+from sagittal.core.files import storage_errors, write_text
+from sagittal.core.progress import Report, silent
+from sagittal.volume import Volume, write_dicom_series, write_nifti
+from sagittal.workflow import artifacts
+
+__all__ = ["Exported", "export_case"]
+
+_MARK = "sagittal-case.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """Paths of an exported case, relative names below ``folder`` by what they are."""
+
+    folder: Path
+    report: Path
+    files: Mapping[str, Path]
+
+
+def export_case(store: CaseStore, case_id: str, folder: Path, *, report: Report = silent) -> Exported:
+    """Write a case to ``folder``: NIfTI and JSON, DICOM series and segmentations, FHIR, and the page.
+
+    The folder is filled under a temporary name and then renamed. One that an earlier export made is
+    replaced; any other folder that is not empty is refused.
+
+    Raises:
+        InputError: The case has no report yet, or ``folder`` holds something else.
+        StorageError: The disk is full, read-only or forbidden; what was there before is still there.
+    """
+    case = store.case(case_id)
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
+        raise InputError(
+            "the folder holds something else",
+            source=folder,
+            expected="a new or empty folder, or an earlier export",
+        )
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            files = _fill(store, case, temporary, report)
+            _swap(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    moved = {name: folder / path.relative_to(temporary) for name, path in files.items()}
+    return Exported(folder=folder, report=moved["page"], files=moved)
+
+
+def _fill(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[str, Path]:
+    from sagittal.workflow.export.fhir import write_fhir
+    from sagittal.workflow.export.page import write_page
+
+    draft = _value(store, case, "report")
+    if draft is None:
+        raise InputError("the case has no report yet", source=case.id, expected="a run of draft-report")
+    report("writing the record and the FHIR bundle")
+    files = {
+        "record": write_text(folder / _MARK, json.dumps(_record(case), indent=2, ensure_ascii=False) + "\n"),
+        "fhir": write_fhir(case, draft, folder / "report.fhir.json"),
+    }
+    volumes = {role: _value(store, case, role) for role in ("t1", "tissue", "ct", "ct-classes")}
+    if volumes["t1"] is not None and volumes["tissue"] is not None:
+        report("writing NIfTI and DICOM")
+        files |= _tissue_files(volumes["t1"], volumes["tissue"], _run_of(case, "tissue"), folder)
+    report("drawing the page")
+    reading = _value(store, case, "reading")
+    files["page"] = write_page(case, draft, volumes, reading, folder / "report.html")
+    return files
+
+
+def _tissue_files(t1: Volume, tissue: Volume, run: Run, folder: Path) -> dict[str, Path]:
+    from sagittal.workflow.export.dicom_seg import write_segmentations
+
+    write_nifti(tissue, folder / "nifti" / "tissue.nii.gz")
+    series = write_dicom_series(t1, folder / "dicom" / "t1", modality="MR", description="T1, from the case")
+    segmentations = write_segmentations(
+        tissue, series, folder / "dicom", algorithm=run.step, version=run.version
+    )
+    return {
+        "nifti": folder / "nifti" / "tissue.nii.gz",
+        "dicom": folder / "dicom" / "t1",
+        **{f"dicom-seg {kind}": path for kind, path in segmentations.items()},
+    }
+
+
+def _record(case: Case) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(case)
+
+
+def _run_of(case: Case, role: str) -> Run:
+    return next(run for run in reversed(case.runs) if any(output.role == role for output in run.outputs))
+
+
+def _value(store: CaseStore, case: Case, role: str) -> Any:
+    artifact = case.latest(role)
+    return None if artifact is None else artifacts.load(store.objects, artifact)
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    """Put ``temporary`` in the place of ``folder``; on failure the old folder is put back."""
+    temporary.chmod(0o755)
+    if not folder.exists():
+        temporary.replace(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    folder.replace(aside / "old")
+    try:
+        temporary.replace(folder)
+    except OSError:
+        (aside / "old").replace(folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

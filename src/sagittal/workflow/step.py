@@ -1,0 +1,124 @@
+"""A step: a method applied to a case, with what it reads, writes and does with doubt said beforehand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sagittal.case.record import Finding, FindingDraft
+from sagittal.core.errors import InputError
+from sagittal.core.progress import Report, silent
+from sagittal.workflow.artifacts import Kind
+
+if TYPE_CHECKING:
+    from sagittal.language.models import LanguageModel
+    from sagittal.workflow.models import ModelShelf
+
+__all__ = ["Context", "Result", "Step", "step_from_record"]
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What the runner lends a step besides its inputs; it notes which models were used.
+
+    Attributes:
+        seed: Seed of the step's own random stream.
+        findings: Findings that stand and that the step declared it uses.
+        report: Takes a line that says what is being done.
+    """
+
+    seed: int
+    findings: tuple[Finding, ...] = ()
+    report: Report = silent
+    shelf: ModelShelf | None = None
+    models: dict[str, str] = field(default_factory=dict)
+
+    def model(self, name: str) -> LanguageModel:
+        """Return a language model by asset name or folder, and note its weights' sha256."""
+        if self.shelf is None:
+            raise InputError("this run was given no models", value=name)
+        model = self.shelf.get(name, report=self.report)
+        self.models[name] = model.weights_sha256
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a step gives back: a value for each role it writes, and its findings in report order."""
+
+    outputs: Mapping[str, Any]
+    findings: Sequence[FindingDraft] = ()
+
+
+_STEPS: dict[str, type[Step]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ABC):
+    """Base of all steps. A subclass is a frozen dataclass whose fields are its parameters (JSON values).
+
+    Attributes:
+        name: Name in the record; one class each.
+        version: Raised whenever the same inputs may give another result.
+        doubt: What the step does with the doubt of its inputs, for the reader of the provenance.
+        uses: Prefixes of the finding codes that it reads.
+        packages: Distributions whose version its result may depend on.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    doubt: ClassVar[str]
+    uses: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        for attribute in ("name", "version", "doubt"):
+            if not getattr(cls, attribute, ""):
+                raise TypeError(f"step {cls.__name__} declares no {attribute}")
+        _STEPS[cls.name] = cls
+
+    @property
+    @abstractmethod
+    def reads(self) -> Mapping[str, Kind]:
+        """Roles it reads and their kinds."""
+
+    @property
+    @abstractmethod
+    def writes(self) -> Mapping[str, Kind]:
+        """Roles it writes and their kinds."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its parameters as JSON values."""
+        return asdict(self)
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
+        """Run on values of the kinds in :attr:`reads`; the same inputs and seed give the same result."""
+
+
+def step_from_record(name: str, version: str, parameters: Mapping[str, Any]) -> Step:
+    """Rebuild a step from a run's record.
+
+    Raises:
+        InputError: The step is not known here, has another version here, or refuses the parameters.
+    """
+    from sagittal.workflow import steps
+
+    kind = steps.known().get(name) or _STEPS.get(name)
+    if kind is None:
+        raise InputError("no step has this name", value=name, expected=f"one of {', '.join(sorted(_STEPS))}")
+    if kind.version != version:
+        raise InputError(
+            "the step has changed since the run",
+            source=name,
+            value=f"version {kind.version}",
+            expected=version,
+        )
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError("the step does not take these parameters", source=name, value=error) from error
