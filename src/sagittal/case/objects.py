@@ -71,9 +71,11 @@ class ObjectStore:
         """
         path = self._existing(digest, "npy")
         try:
-            with storage_errors(path):
-                array: NDArray[Any] = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            with storage_errors(path), path.open("rb") as stream:
+                array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged header fails in many ways, MemoryError among them
             raise StorageError("the content on disk is damaged", source=path, value=error) from error
         self._compare(path, digest, hash_array(array))
         return array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, Integer, String, Text
+from sqlalchemy import JSON, Float, ForeignKey, ForeignKeyConstraint, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 __all__ = ["Base", "CaseRow", "EventRow", "FindingRow", "RunRow"]
@@ -48,6 +48,7 @@ class FindingRow(Base):
     """One finding."""
 
     __tablename__ = "findings"
+    __table_args__ = (ForeignKeyConstraint(["case_id", "run"], ["runs.case_id", "runs.number"]),)
     case_id: Mapped[str] = mapped_column(ForeignKey("cases.id"), primary_key=True)
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     run: Mapped[int | None] = mapped_column(Integer)
@@ -60,6 +61,10 @@ class EventRow(Base):
     """Somebody's verdict on a finding."""
 
     __tablename__ = "events"
+    __table_args__ = (
+        ForeignKeyConstraint(["case_id", "finding"], ["findings.case_id", "findings.number"]),
+        ForeignKeyConstraint(["case_id", "successor"], ["findings.case_id", "findings.number"]),
+    )
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     case_id: Mapped[str] = mapped_column(ForeignKey("cases.id"))
     finding: Mapped[int] = mapped_column(Integer)

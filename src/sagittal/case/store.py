@@ -8,6 +8,7 @@ or nothing of it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import sqlite3
@@ -15,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, create_engine, event, func, select
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from sagittal.case.objects import ObjectStore
@@ -26,6 +27,10 @@ from sagittal.case.record import Artifact, Case, Event, Finding, FindingDraft, F
 from sagittal.case.schema import CaseRow, EventRow, FindingRow, RunRow
 from sagittal.core.errors import InputError, StorageError
 from sagittal.core.files import storage_errors
+from sagittal.core.provenance import canonical_json
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 __all__ = ["CaseStore"]
 
@@ -38,7 +43,7 @@ class CaseStore:
         read_only: Open it for reading; anything that would write raises.
 
     Raises:
-        StorageError: The folder cannot be written, or its database is damaged.
+        StorageError: The folder cannot be written, or its database is damaged or of another version.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -58,8 +63,13 @@ class CaseStore:
                 self._migrate()
             with self._engine.connect() as connection:
                 verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+                found, wanted = self._versions(connection)
         if verdict != "ok":
             raise StorageError("the database is damaged", source=self.path, value=verdict)
+        if found != wanted:
+            raise StorageError(
+                "the store is of another version", source=self.path, value=found, expected=wanted
+            )
 
     def close(self) -> None:
         """Close the database."""
@@ -104,9 +114,9 @@ class CaseStore:
             before = self._load(session, case_id)
             number = self._next(session, RunRow, case_id)
             numbered = replace(run, number=number, findings=tuple(f.content_hash for f in findings))
-            values = asdict(numbered)
+            values = json.loads(canonical_json(asdict(numbered)))
             values["seed"] = str(run.seed)
-            session.add(RunRow(case_id=case_id, **{**values, "parameters": dict(run.parameters)}))
+            session.add(RunRow(case_id=case_id, **values))
             session.flush()
             first = self._next(session, FindingRow, case_id)
             successors = {}
@@ -190,13 +200,31 @@ class CaseStore:
 
     def _migrate(self) -> None:
         from alembic import command
-        from alembic.config import Config
+        from alembic.util import CommandError
 
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self._engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        with self._engine.connect() as connection:
+            found, wanted = self._versions(connection)
+        if found == wanted:
+            return
+        config = _migrations()
+        try:
+            with self._engine.begin() as connection:
+                # One lock and one transaction: a second process waits, and a killed one leaves nothing.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except CommandError as error:
+            raise StorageError(
+                "the store is of another version", source=self.path, value=found, expected=wanted
+            ) from error
+
+    def _versions(self, connection: Connection) -> tuple[str | None, str | None]:
+        """The version of the tables in the store, and the version that this code reads."""
+        from alembic.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        found = MigrationContext.configure(connection).get_current_revision()
+        return found, ScriptDirectory.from_config(_migrations()).get_current_head()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Session]:
@@ -217,6 +245,8 @@ class CaseStore:
             raise StorageError(
                 f"the case store refuses: {reason}", source=self.path, expected=expected
             ) from error
+        except IntegrityError as error:
+            raise StorageError(f"the case store refuses: {error.orig}", source=self.path) from error
         except DatabaseError as error:
             raise StorageError(f"the database is damaged: {error.orig}", source=self.path) from error
 
@@ -229,10 +259,20 @@ _HINTS = {
 }
 
 
+def _migrations() -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config
+
+
 def _engine(path: Path, *, read_only: bool) -> Engine:
     # On a medium that cannot be written, SQLite cannot make the files that WAL needs beside the database.
-    immutable = "&immutable=1" if read_only and not os.access(path.parent, os.W_OK) else ""
-    mode = ("ro" if read_only else "rwc") + immutable
+    # Where one was copied along, what it holds belongs to the record: it must be read, not passed over.
+    log = path.with_name(f"{path.name}-wal")
+    sealed = read_only and not os.access(path.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+    mode = ("ro" if read_only else "rwc") + ("&immutable=1" if sealed else "")
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(
@@ -286,9 +326,8 @@ def _finding(row: FindingRow, events: Sequence[Event]) -> Finding:
 
 
 def _finding_row(case_id: str, number: int, run: int | None, author: str, draft: FindingDraft) -> FindingRow:
-    return FindingRow(
-        case_id=case_id, number=number, run=run, author=author, added=_now(), content=draft.to_json()
-    )
+    content = json.loads(canonical_json(draft.to_json()))  # what JSON cannot say is refused here
+    return FindingRow(case_id=case_id, number=number, run=run, author=author, added=_now(), content=content)
 
 
 def _event(row: EventRow) -> Event:

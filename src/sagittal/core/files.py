@@ -20,6 +20,9 @@ _REASONS = {
     errno.EROFS: ("the file system is read-only", "a folder that can be written"),
     errno.EACCES: ("no permission", "a folder that you may write"),
     errno.EPERM: ("no permission", "a folder that you may write"),
+    errno.EEXIST: ("a file is where a folder is needed", "a folder"),
+    errno.ENOTDIR: ("a file is where a folder is needed", "a folder"),
+    errno.EIO: ("the disk cannot be read or written", "another disk"),
 }
 
 
@@ -59,8 +62,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
             temporary.chmod(0o600)
             temporary.replace(path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let a rename outlast a power failure, where the system can do that for a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

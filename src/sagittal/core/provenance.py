@@ -95,12 +95,14 @@ def canonical_json(value: Any) -> str:
     """Return ``value`` as JSON with sorted keys and no spaces: equal values give equal text.
 
     Raises:
-        InputError: The value holds NaN, infinity, or something JSON cannot say.
+        InputError: The value holds NaN, infinity, half a surrogate pair, or something JSON cannot say.
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"not a JSON value: {error}") from error
+    return text
 
 
 def hash_json(value: Any) -> str:

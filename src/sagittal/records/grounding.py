@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 __all__ = ["Quote", "content_words", "ground"]
 
-_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:[.,/]\d+)*")
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:[.,/]\d+)*")
 _STOP = frozenset(
     """a about after all also an and any are as at be because been before being but by can could did do does
     due for from had has have he her him his how i if in into is it its may might more most my no not of on
@@ -38,7 +38,7 @@ class Quote:
 
 def content_words(text: str) -> set[str]:
     """Return the words and numbers that carry meaning, lower case, plural s cut off."""
-    words = (word.removesuffix("'s") for word in _WORD.findall(text.lower()))
+    words = (word.removesuffix("'s") for word in _WORD.findall(text.lower().replace("’", "'")))
     return {_stem(word) for word in words if word not in _STOP}
 
 

@@ -25,10 +25,11 @@ def decode_record(content: bytes, *, encoding: str = "utf-8", source: object = "
     """
     try:
         name = codecs.lookup(encoding).name
-    except LookupError:
+        b"".decode(name)  # rot13 and hex are codecs, but not of text
+    except (LookupError, ValueError):
         raise InputError("no such encoding", source=source, value=encoding, expected="e.g. utf-8") from None
     try:
-        text = content.decode("utf-8-sig" if name == "utf-8" else name)
+        text = content.decode(name)
     except UnicodeDecodeError as error:
         found = " ".join(f"{byte:02x}" for byte in content[error.start : error.start + 4])
         line = content.count(b"\n", 0, error.start) + 1
@@ -38,6 +39,7 @@ def decode_record(content: bytes, *, encoding: str = "utf-8", source: object = "
             value=f"bytes {found} at {error.start}",
             expected="the encoding it was written in, e.g. --encoding latin-1",
         ) from error
+    text = text.removeprefix("\ufeff") if name == "utf-8" else text
     if "\x00" in text:
         raise FormatError("the record holds NUL characters", source=source, expected="a text file")
     text = text.replace("\r\n", "\n").replace("\r", "\n")

@@ -34,10 +34,12 @@ def quantity(probability: NDArray[Any], *, size: float, unit: str, level: float 
         The amount; the interval is widened to its value where the value lies outside.
 
     Raises:
-        InputError: A probability outside [0, 1], or ``level`` outside (0, 1).
+        InputError: A probability outside [0, 1], ``level`` outside (0, 1), or ``size`` not above 0.
     """
     if not 0 < level < 1:
         raise InputError("the interval's level is not a share", value=level, expected="0 < level < 1")
+    if not size > 0:
+        raise InputError("a voxel holds no amount", value=size, expected=f"more than 0 {unit}")
     if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
         raise InputError(
             "probabilities leave their range",

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, special
 
 from sagittal.core.errors import InputError
+from sagittal.core.optional import optional_import
 from sagittal.core.provenance import Measurement
 from sagittal.segmentation.doubt import quantity
 from sagittal.volume import Volume
@@ -73,6 +73,7 @@ class HounsfieldClasses:
             raise InputError("CT classes need Hounsfield units", value=image.unit, expected="HU")
         if image.shape[2] != 1:
             raise InputError("one slice is measured at a time", value=image.shape, expected="shape (i, j, 1)")
+        ndimage, special = optional_import("scipy.ndimage"), optional_import("scipy.special")
         hu = image.array[..., 0].astype(np.float64)
         scanned = hu > _LOWEST_HU
         body = _largest(scanned & (hu > self.air_below))
@@ -120,6 +121,7 @@ def noise_sd(image: NDArray[np.float64], where: NDArray[np.bool_], *, stride: in
     Raises:
         InputError: Fewer than 100 voxels to use.
     """
+    ndimage = optional_import("scipy.ndimage")
     width = 2 * stride + 1
     kernel = np.zeros((width, width))
     kernel[::stride, ::stride] = [[1, -2, 1], [-2, 4, -2], [1, -2, 1]]
@@ -134,7 +136,7 @@ def noise_sd(image: NDArray[np.float64], where: NDArray[np.bool_], *, stride: in
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    labels, count = ndimage.label(mask)
+    labels, count = optional_import("scipy.ndimage").label(mask)
     if count == 0:
         return mask
     sizes = np.bincount(labels.ravel())

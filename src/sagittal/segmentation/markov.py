@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sagittal.core.errors import InputError, MissingDependencyError
+from sagittal.core.errors import InputError
+from sagittal.core.optional import optional_import
 from sagittal.core.randomness import generator
 from sagittal.segmentation.tissue import TISSUES, brain_mask
 from sagittal.volume import Volume
@@ -45,18 +46,13 @@ class MarkovFieldSegmenter:
 
     def segment(self, image: Volume, *, seed: int) -> Volume:
         """Segment a brain-masked T1 image; see :class:`~sagittal.segmentation.tissue.TissueSegmenter`."""
-        try:
-            from dipy.segment.tissue import TissueClassifierHMRF
-        except ImportError as error:
-            raise MissingDependencyError(
-                "DIPY is not installed", expected="pip install 'sagittal[imaging]'"
-            ) from error
+        tissue = optional_import("dipy.segment.tissue")
         mask = brain_mask(image)
         box = _bounding_box(mask)
         inside = mask[box]
         scaled = image.array[box].astype(np.float64) / float(image.array.max())
         background = 0.001 + 1e-4 * generator(seed, "background").standard_normal(scaled.shape)
-        field = TissueClassifierHMRF(verbose=False)
+        field = tissue.TissueClassifierHMRF(verbose=False)
         _, _, posterior = field.classify(
             np.where(inside, scaled, background),
             len(TISSUES),
@@ -64,6 +60,11 @@ class MarkovFieldSegmenter:
             tolerance=self.tolerance,
             max_iter=self.iterations,
         )
+        if not np.isfinite(posterior).all():
+            raise InputError(
+                "the image does not hold three tissues that intensity tells apart",
+                value=f"{np.unique(image.array[mask]).size} distinct intensities in the brain",
+            )
         total = posterior.sum(axis=-1, keepdims=True)
         # A brain voxel so dark that the background explains it better still has to be one of the three.
         share = np.where(total > 1e-6, posterior / np.maximum(total, 1e-6), np.array([1.0, 0.0, 0.0]))

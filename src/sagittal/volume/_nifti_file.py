@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, GeometryError, InputError
 from sagittal.core.files import atomic_path, storage_errors
-from sagittal.volume._support import existing_file, optional_import, rescale_frames
+from sagittal.core.optional import optional_import
+from sagittal.volume._support import existing_file, rescale_frames
 from sagittal.volume.geometry import Geometry
 
 __all__ = ["NiftiData", "read_file", "write_file"]

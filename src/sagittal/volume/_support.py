@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,28 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.core.errors import FormatError, InputError, MissingDependencyError
+from sagittal.core.errors import FormatError, InputError
 
-__all__ = ["GIB", "NonFinite", "existing_file", "optional_import", "replace_nonfinite", "rescale_frames"]
+__all__ = ["GIB", "NonFinite", "existing_file", "replace_nonfinite", "rescale_frames"]
 
 GIB = 1 << 30
 NonFinite = Literal["refuse"] | float
 """What to do with NaN and infinity: refuse the file, or put this number in their place."""
-
-
-def optional_import(name: str, extra: str = "imaging") -> Any:
-    """Import a library that only an extra brings.
-
-    Raises:
-        MissingDependencyError: The library is not installed; the message names the extra.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise MissingDependencyError(
-            f"{package} is not installed", expected=f"pip install sagittal[{extra}]"
-        ) from error
 
 
 def existing_file(path: Path) -> Path:

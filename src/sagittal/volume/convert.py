@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, GeometryError, InputError
-from sagittal.volume._support import NonFinite, optional_import, replace_nonfinite
+from sagittal.core.optional import optional_import
+from sagittal.volume._support import NonFinite, replace_nonfinite
 from sagittal.volume.geometry import Geometry
 from sagittal.volume.volume import Volume
 

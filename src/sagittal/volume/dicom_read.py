@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, GeometryError, InputError, MissingDependencyError, SagittalError
 from sagittal.core.files import storage_errors
+from sagittal.core.optional import optional_import
 from sagittal.volume._dicom_facts import acquisition_facts, unit_of
 from sagittal.volume._dicom_frames import Frame, frames_of, is_image
 from sagittal.volume._dicom_stack import stack
-from sagittal.volume._support import GIB, existing_file, optional_import, rescale_frames
+from sagittal.volume._support import GIB, existing_file, rescale_frames
 from sagittal.volume.volume import Volume
 
 __all__ = ["is_dicom_file", "read_dicom"]

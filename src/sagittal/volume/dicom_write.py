@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.files import storage_errors
+from sagittal.core.optional import optional_import
 from sagittal.core.provenance import canonical_json
-from sagittal.volume._support import optional_import
 from sagittal.volume.volume import Volume
 
 __all__ = ["write_dicom_series"]

@@ -14,7 +14,8 @@ import numpy as np
 
 from sagittal.core.errors import FormatError, GeometryError, InputError
 from sagittal.core.files import storage_errors
-from sagittal.volume._support import GIB, NonFinite, existing_file, optional_import, replace_nonfinite
+from sagittal.core.optional import optional_import
+from sagittal.volume._support import GIB, NonFinite, existing_file, replace_nonfinite
 from sagittal.volume.geometry import Geometry
 from sagittal.volume.volume import Volume
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
-from sagittal.volume._support import optional_import
+from sagittal.core.optional import optional_import
 from sagittal.volume.geometry import Geometry
 from sagittal.volume.volume import Volume
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sagittal.case.record import FindingDraft
+from sagittal.core.errors import SagittalError
 from sagittal.volume import Volume, read_volume
 from sagittal.workflow.artifacts import Kind, SourceFiles
 from sagittal.workflow.step import Context, Result, Step
@@ -68,4 +69,11 @@ def _read(source: SourceFiles) -> Volume:
             path = Path(folder) / (name if len(source.files) == 1 else f"{index:05d}-{name}")
             path.write_bytes(content)
             paths.append(path)
-        return read_volume(paths[0] if len(paths) == 1 else Path(folder))
+        try:
+            return read_volume(paths[0] if len(paths) == 1 else Path(folder))
+        except SagittalError as error:
+            # The reader names the copy it was given; the user knows the file by its own name.
+            where = (error.source or "").replace(folder, "").lstrip("/") or f"{len(paths)} files"
+            raise type(error)(
+                error.problem, source=where, value=error.value, expected=error.expected
+            ) from error

@@ -1,0 +1,59 @@
+# Two commands for a newcomer: `make demo` and `make test`. The rest is for those who change something.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Everything pip needs to know; add options with e.g. PIP_OPTIONS="--no-index --find-links wheels".
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
+OUT ?= demo-out
+
+.PHONY: demo test lint format docs evidence minimal venv clean
+
+demo: $(VENV)/.installed  ## Run one case, end to end, and print where the report is
+	$(BIN)/sagittal demo --out $(OUT)
+
+test: $(VENV)/.installed-test  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test  ## Style, types, and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.installed-test  ## Put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs  ## Build the documentation site into site/
+	$(BIN)/python evidence/tables.py
+	$(BIN)/mkdocs build --strict --quiet
+
+evidence: $(VENV)/.installed-test  ## Measure everything again that the documentation claims (tens of minutes)
+	$(BIN)/python evidence/tissue_volumes.py
+	$(BIN)/python evidence/record_reading.py
+	$(BIN)/python evidence/tables.py
+
+minimal:  ## The package without any extra: it must import, keep cases, and say what is missing
+	$(PYTHON) -m venv .venv-minimal
+	.venv-minimal/bin/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS) -c constraints.txt . pytest
+	.venv-minimal/bin/python -m pytest tests/minimal --import-mode=importlib -p no:cacheprovider
+
+venv: $(VENV)/bin/python  ## Only the empty environment, to put a torch build of your own into
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt -e '.[language,imaging,web]'
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt -e '.[all,test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt -e '.[docs]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-minimal build dist site $(OUT)
