@@ -1,4 +1,4 @@
-"""What every test shares: a store and an output of its own, and the language model where a test asks for it."""
+"""What every test shares: a store of its own, and the language model where a test asks for it."""
 
 from __future__ import annotations
 

@@ -60,6 +60,20 @@ class Measurement:
                 "the interval's level is not a share", value=self.level, expected="0 < level < 1"
             )
 
+    @property
+    def amount(self) -> str:
+        """The value with its unit, with no more digits than a reader can use: ``"453 ml"``."""
+        return f"{self._number(self.value)} {self.unit}"
+
+    @property
+    def interval(self) -> str:
+        """The interval with its level: ``"90 % interval 293 to 766 ml"``."""
+        ends = f"{self._number(self.low)} to {self._number(self.high)}"
+        return f"{100 * self.level:.0f} % interval {ends} {self.unit}"
+
+    def _number(self, number: float) -> str:
+        return f"{number:.{_DECIMALS.get(self.unit, 2)}f}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
@@ -89,6 +103,9 @@ class Environment:
     def to_json(self) -> dict[str, Any]:
         """Return the environment as JSON values."""
         return {**asdict(self), "packages": dict(self.packages)}
+
+
+_DECIMALS = {"ml": 0, "cm2": 1}
 
 
 def canonical_json(value: Any) -> str:

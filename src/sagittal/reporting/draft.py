@@ -10,6 +10,7 @@ from sagittal.case.record import Finding
 from sagittal.core.errors import InputError
 
 __all__ = [
+    "NO_DIAGNOSIS",
     "SECTIONS",
     "Draft",
     "Impression",
@@ -18,6 +19,9 @@ __all__ = [
     "deterministic_impression",
     "draft_sections",
 ]
+
+NO_DIAGNOSIS = "No diagnosis is drawn from these findings."
+"""Closes every impression that rules word."""
 
 SECTIONS: Mapping[str, str] = {
     "record": "From the record",
@@ -108,32 +112,23 @@ def deterministic_impression(findings: Sequence[Finding]) -> Impression:
     by_code: dict[str, list[Finding]] = {}
     for finding in key:
         by_code.setdefault(finding.content.code, []).append(finding)
-    clauses = []
-    volumes = by_code.get("tissue.volume", [])
-    if volumes:
-        named = [f"{f.content.subject} {interval_text(f)}" for f in volumes]
-        clauses.append(f"Brain tissue: {', '.join(named)}.")
+    clauses = _summed("Brain tissue", by_code.get("tissue.volume", []))
     clauses += [f.content.statement for f in by_code.get("tissue.doubt", [])]
-    areas = by_code.get("ct.area", [])
-    if areas:
-        named = [f"{f.content.subject} {interval_text(f)}" for f in areas]
-        clauses.append(f"CT slice: {', '.join(named)}.")
+    clauses += _summed("CT slice", by_code.get("ct.area", []))
     if quotes := len(by_code.get("record.quote", [])):
         clauses.append(f"{quotes} statement{'s' * (quotes > 1)} quoted from the record above.")
     if not clauses:
         clauses.append("Nothing was measured.")
-    clauses.append("No diagnosis is drawn from these findings.")
+    clauses.append(NO_DIAGNOSIS)
     return Impression(text=" ".join(clauses), findings=tuple(f.number for f in key), author="rules")
 
 
-def interval_text(finding: Finding) -> str:
-    """Return a measurement as the report prints it: value, unit and interval."""
-    m = finding.content.measurement
-    if m is None:
-        raise InputError("the finding has no measurement", source=f"finding {finding.number}")
-    return f"{_plain(m.value)} {m.unit} ({_plain(m.low)} to {_plain(m.high)})"
-
-
-def _plain(number: float) -> str:
-    """Return a number with no more digits than a reader can use: one decimal below 200."""
-    return f"{number:.0f}" if abs(number) >= 200 else f"{number:.1f}"
+def _summed(title: str, findings: Sequence[Finding]) -> list[str]:
+    """One clause for all that is measured; what a person wrote without a number keeps its own words."""
+    measured = [
+        f"{f.content.subject} {f.content.measurement.amount} ({f.content.measurement.interval})"
+        for f in findings
+        if f.content.measurement is not None
+    ]
+    clauses = [f"{title}: {', '.join(measured)}."] if measured else []
+    return clauses + [f.content.statement for f in findings if f.content.measurement is None]

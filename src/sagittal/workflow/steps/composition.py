@@ -48,15 +48,13 @@ class MeasureCTSlice(Step):
         findings = []
         if acquisition := _acquisition(inputs["ct"].facts):
             findings.append(acquisition)
-        percent = f"{100 * self.level:.0f} %"
         for material, area in composition.areas.items():
             share = 100 * area.value / composition.outline.value
             findings.append(
                 FindingDraft(
                     code="ct.area",
                     subject=material,
-                    statement=f"{material.capitalize()} on the slice: {area.value:.1f} cm2 "
-                    f"({percent} interval {area.low:.1f} to {area.high:.1f} cm2), "
+                    statement=f"{material.capitalize()} on the slice: {area.amount} ({area.interval}), "
                     f"{share:.0f} % of the area inside the head's outline.",
                     measurement=area,
                     caution="The interval covers noise only, not partial volume or the choice of thresholds.",

@@ -59,16 +59,14 @@ class SegmentTissue(Step):
     def _findings(self, tissue: Volume) -> list[FindingDraft]:
         assert tissue.probabilities is not None, "a TissueSegmenter gives probabilities"
         size = tissue.geometry.voxel_volume_ml
-        percent = f"{100 * self.level:.0f} %"
         findings = []
         for index, tissue_name in enumerate(TISSUES):
             amount = quantity(tissue.probabilities[..., index], size=size, unit="ml", level=self.level)
-            interval = f"{percent} interval {amount.low:.0f} to {amount.high:.0f} ml"
             findings.append(
                 FindingDraft(
                     code="tissue.volume",
                     subject=_NAMES[tissue_name],
-                    statement=f"{_NAMES[tissue_name].capitalize()}: {amount.value:.0f} ml ({interval}).",
+                    statement=f"{_NAMES[tissue_name].capitalize()}: {amount.amount} ({amount.interval}).",
                     measurement=amount,
                     details={"tissue": tissue_name},
                 )
