@@ -102,6 +102,14 @@ class CaseStore:
         with self._errors(), Session(self._engine) as session:
             return self._load(session, case_id)
 
+    def finding(self, case_id: str, number: int) -> Finding:
+        """Return one finding of a case.
+
+        Raises:
+            InputError: There is no such case or finding.
+        """
+        return _numbered(self.case(case_id).findings, number)
+
     def add_run(self, case_id: str, run: Run, findings: Sequence[FindingDraft]) -> Run:
         """Add a run and its findings in one transaction; return the run with its number.
 
@@ -186,10 +194,7 @@ class CaseStore:
     def _standing(self, session: Session, case_id: str, number: int, who: str) -> Finding:
         if not who.strip():
             raise InputError("a verdict needs a name", source=f"finding {number}", expected="who says so")
-        findings = self._load(session, case_id).findings
-        if not 1 <= number <= len(findings):
-            raise InputError("no finding has this number", value=number, expected=f"1 to {len(findings)}")
-        found = findings[number - 1]
+        found = _numbered(self._load(session, case_id).findings, number)
         if not found.stands:
             raise InputError("the finding no longer stands", source=f"finding {number}", value=found.state)
         return found
@@ -289,6 +294,12 @@ def _engine(path: Path, *, read_only: bool) -> Engine:
             connection.execute("PRAGMA synchronous=FULL")
 
     return engine
+
+
+def _numbered(findings: Sequence[Finding], number: int) -> Finding:
+    if not 1 <= number <= len(findings):
+        raise InputError("no finding has this number", value=number, expected=f"1 to {len(findings)}")
+    return findings[number - 1]
 
 
 def _now() -> str:

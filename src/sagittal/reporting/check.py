@@ -49,9 +49,9 @@ _UNITS = frozenset(
     voxels bits tokens mb gb""".split()
 )
 _TOKEN = re.compile(
-    r"(?:(?<!\w)[-−–+]?[.,]?)?\d+(?:[.,:/−–-]\d+|\s\d{3}(?!\d))*"  # −5, .5, 2023-01-02, 1 454: one number each
+    r"(?:(?<!\w)[-−–+]?[.,]?)?\d+(?:[.,:/−–-]\d+|\s\d{3}(?!\d))*"  # −5, .5, 2023-01-02, 1 454: one each
     r"|[^\W\d_]\w*(?:['-]\w+)*"
-    r"|[^\w\s.,;:!?()\[\]\"'‘“”„–—-]"  # any other sign says something: ±, <, ↓, −, a zero-width space
+    r"|[^\w\s.,;:!?()\[\]\"'‘“”„–—-]|_"  # any other sign says something: ±, <, ↓, −, a zero-width space
 )
 _SENTENCE = re.compile(r"[.!?][”\"')\]]*(?=\s|$)|[;\n]")
 
@@ -81,28 +81,33 @@ class _Known:
     numbers: frozenset[str]
     readings: frozenset[_Reading]
     sentences: tuple[tuple[str, ...], ...]
+    measured: bool
+
+
+_Quotable = tuple[int | None, tuple[str, ...]]  # whose sentence it is, and its tokens
 
 
 def check_wording(text: str, findings: Sequence[Finding]) -> tuple[Objection, ...]:
     """Return everything in ``text`` that ``findings`` do not hold; an empty tuple lets it pass.
 
     Refused are: a number that no finding states (as digits or as a word), that stands nearest to the
-    subject of a finding that does not state it, that has another unit, or that is an end of an interval
-    and stands for the value; a side or a number word beside another word than in a finding; any other
-    word that neither stands in a finding nor is in :data:`NEUTRAL`; a sign such as ``%`` or ``<`` that no
-    finding has; an empty text. A negation or a comparison ("no", "more") passes only inside a sentence
-    that is a finding's own, word for word; such a sentence always passes.
+    subject of a finding that does not state it, that was measured and has no subject, that has another
+    unit, or that is an end of an interval and stands for the value; a side or a number word beside
+    another word than in a finding; any other word that neither stands in a finding nor is in
+    :data:`NEUTRAL`; a sign such as ``%`` or ``<`` that no finding has; an empty text. A negation or a
+    comparison ("no", "more") passes only inside a sentence that is a finding's own, word for word; such a
+    sentence always passes.
 
-    It does not read: the findings' own words in an order that says something else ("the brain is bone"),
-    and a number in a text that names no finding's subject at all, pass. So what a model worded
-    stays a draft beside the sections, which are the findings' own sentences.
+    It does not read: the findings' own words pass in an order that says something else ("the brain is
+    bone"), and a number's subject is the nearest one, not the one that the grammar means. So what a model
+    worded stays a draft beside the sections, which are the findings' own sentences.
 
     Args:
         text: What a model wrote.
         findings: The findings it was given.
     """
     known = [_know(finding) for finding in findings]
-    quotable = [(None, sentence) for sentence in _sentences(NO_DIAGNOSIS)]
+    quotable: list[_Quotable] = [(None, sentence) for sentence in _sentences(NO_DIAGNOSIS)]
     quotable += [(index, sentence) for index, k in enumerate(known) for sentence in k.sentences]
     every = _Known(
         frozenset(),
@@ -110,26 +115,26 @@ def check_wording(text: str, findings: Sequence[Finding]) -> tuple[Objection, ..
         frozenset().union(*(k.numbers for k in known)),
         frozenset().union(*(k.readings for k in known)),
         tuple(sentence for _, sentence in quotable),
+        measured=False,
     )
     pairs = {pair for sentence in every.sentences for pair in itertools.pairwise(sentence)}
     units = _UNITS | {unit for k in known for _, unit, *_ in k.readings if unit}
     objections: list[Objection] = []
     if not text.strip():
         objections.append(Objection(kind="empty", found="", why="the model wrote nothing"))
-    spoken_of: list[int] = []
+    spoken_of = [index for index, k in enumerate(known) if not k.measured]  # a measured one must be named
     for tokens in _sentences(text):
         quoted, sources = _quoted(tokens, quotable)
-        mentions = {
-            end: [index for index, k in enumerate(known) if end in _mentions(k.subject, tokens)]
-            for end in range(len(tokens))
-        }
-        mentions = {end: owners for end, owners in mentions.items() if owners}
+        mentions: dict[int, list[int]] = {}
+        for index, k in enumerate(known):
+            for end in _mentions(k.subject, tokens):
+                mentions.setdefault(end, []).append(index)
         readings = _read(tokens, units)
         for place, token in enumerate(tokens):
             if place in quoted:
                 continue
             if _is_number(token):
-                owners = _owners(place, tokens, mentions, known) or spoken_of or range(len(known))
+                owners = _owners(place, tokens, mentions, known) or spoken_of
                 if why := _wrong(readings[place], [known[index] for index in owners], every):
                     kind: Literal["number", "binding"] = (
                         "binding" if _plain(token) in every.numbers else "number"
@@ -172,22 +177,14 @@ def _know(finding: Finding) -> _Known:
     amount = content.measurement
     units = _UNITS if amount is None else _UNITS | {amount.unit.lower()}
     readings = {reading for sentence in sentences for reading in _read(sentence, units).values()}
-    if amount is not None:  # the same number, rounded to none or one decimal, is still the finding's
-        unit = amount.unit.lower()
-        readings |= {_Reading(number, unit) for number in _spellings(amount.value)}
-        for low, high in itertools.product(_spellings(amount.low), _spellings(amount.high)):
-            readings |= {_Reading(low, unit, "low", high), _Reading(high, unit, "high", low)}
     return _Known(
         subject,
         frozenset(token for token in tokens if not _is_number(token)),
         frozenset(reading.number for reading in readings),
         frozenset(readings),
         sentences,
+        amount is not None,
     )
-
-
-def _spellings(number: float) -> set[str]:
-    return {_plain(f"{number:.0f}"), _plain(f"{number:.1f}")}
 
 
 def _is_number(token: str) -> bool:
@@ -223,7 +220,8 @@ def _wrong(reading: _Reading, owners: Sequence[_Known], every: _Known) -> str:
         return "no finding states it"
     stated = [other for owner in owners for other in owner.readings if other.number == reading.number]
     if not stated:
-        return f"no finding states it of {' '.join(sorted(owners[0].subject))}"
+        of = f"of {' '.join(sorted(owners[0].subject))}" if owners else "without its subject"
+        return f"no finding states it {of}"
     for other in stated:
         same_place = (other.role, other.other_end) == (reading.role, reading.other_end)
         if same_place and (other.unit == reading.unit or (reading.role != "alone" and not reading.unit)):
@@ -237,9 +235,7 @@ def _placed(place: int, tokens: Sequence[str], pairs: set[tuple[str, str]]) -> b
     return place > 0 and (tokens[place - 1], tokens[place]) in pairs
 
 
-def _quoted(
-    tokens: Sequence[str], quotable: Sequence[tuple[int | None, tuple[str, ...]]]
-) -> tuple[set[int], list[int]]:
+def _quoted(tokens: Sequence[str], quotable: Sequence[_Quotable]) -> tuple[set[int], list[int]]:
     """Places inside a finding's own sentence, word for word, and whose sentences those are."""
     places: set[int] = set()
     sources: list[int] = []

@@ -13,12 +13,14 @@ from sagittal.core.provenance import Measurement
 from sagittal.segmentation.doubt import quantity
 from sagittal.volume import Volume
 
-__all__ = ["MATERIALS", "HounsfieldClasses", "SliceComposition", "noise_sd"]
+__all__ = ["LEAST_NOISE_HU", "MATERIALS", "HounsfieldClasses", "SliceComposition", "noise_sd"]
 
 MATERIALS = ("air", "soft tissue", "bone")
+"""What a CT slice is divided into, by rising HU."""
 _LOWEST_HU = -1100.0  # a voxel below was not scanned: scanners fill the corners with such numbers
 _CORRELATION_MM = 1.7  # apart enough that a soft-tissue kernel leaves little noise in common
-_LEAST_NOISE_HU = 0.5  # HU are whole numbers
+LEAST_NOISE_HU = 0.5
+"""Noise that is assumed where less is measured: HU are whole numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class SliceComposition:
         classes: Labels (1 air, 2 soft tissue, 3 bone, 0 outside) with their probabilities.
         outline: Area inside the outline, cm2; its interval moves the outline by the noise.
         areas: Area of each material inside the outline, cm2.
-        noise: Standard deviation of the noise in soft tissue, HU.
+        noise: Standard deviation of the noise in soft tissue, HU; not below :data:`LEAST_NOISE_HU`.
     """
 
     classes: Volume
@@ -82,7 +84,7 @@ class HounsfieldClasses:
         outline: NDArray[np.bool_] = ndimage.binary_fill_holes(body)
         spacing = image.geometry.spacing
         stride = max(1, round(_CORRELATION_MM / min(spacing[:2])))
-        noise = max(noise_sd(hu, body & (np.abs(hu) < 100), stride=stride), _LEAST_NOISE_HU)
+        noise = max(noise_sd(hu, body & (np.abs(hu) < 100), stride=stride), LEAST_NOISE_HU)
         below_air = special.ndtr((self.air_below - hu) / noise)
         above_bone = special.ndtr((hu - self.bone_above) / noise)
         stack = np.stack([below_air, 1 - below_air - above_bone, above_bone], axis=-1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagittal.case.record import Verdict
+from sagittal.case.record import FindingDraft, Verdict
 from sagittal.case.store import CaseStore
 from sagittal.core.places import store_folder
 from sagittal.core.progress import status
@@ -20,7 +20,9 @@ app = typer.Typer(no_args_is_help=True)
 
 StoreOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of the case store.", envvar="SAGITTAL_STORE", show_default="~/.local"),
+    typer.Option(
+        help="Folder of the case store.", envvar="SAGITTAL_STORE", show_default="in your data folder"
+    ),
 ]
 CaseArgument = Annotated[str, typer.Argument(help="Id of the case.")]
 NumberArgument = Annotated[int, typer.Argument(help="Number of the finding.")]
@@ -121,6 +123,30 @@ def reject(
 ) -> None:
     """Reject a finding; it stays in the record, and reports leave it out from then on."""
     _judge(case_id, number, Verdict.REJECTED, who, note, store, as_json)
+
+
+@app.command()
+@speaks
+def supersede(
+    case_id: CaseArgument,
+    number: NumberArgument,
+    statement: Annotated[str, typer.Option(help="What is to be said instead.")],
+    who: WhoOption,
+    note: NoteOption = "",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a statement of your own in the place of a finding; the old one stays in the record."""
+    with _open(store, writes=True) as cases:
+        old = cases.finding(case_id, number).content
+        draft = FindingDraft(code=old.code, subject=old.subject, statement=statement)
+        new = cases.supersede(case_id, number, draft, who=who, note=note)
+    result = {"case": case_id, "finding": number, "successor": new.number, "who": who}
+    emit(
+        result,
+        as_json=as_json,
+        text=lambda: typer.echo(f"finding {number}: superseded by {new.number}, {who}"),
+    )
 
 
 @app.command()

@@ -116,11 +116,12 @@ def _run(
     report: Any,
 ) -> None:
     from sagittal.case.store import CaseStore
-    from sagittal.workflow.export import export_case
+    from sagittal.workflow.export import export_case, require_libraries
     from sagittal.workflow.models import DEFAULT_MODEL, ModelShelf
     from sagittal.workflow.pipeline import run_case
     from sagittal.workflow.runner import Runner
 
+    require_libraries()
     name = "" if model == "none" else model or DEFAULT_MODEL
     with CaseStore(store or store_folder()) as cases:
         runner = Runner(store=cases, shelf=ModelShelf(offline=_offline(offline)), report=report)
@@ -152,6 +153,5 @@ def _offline(flag: bool) -> bool | None:
 
 def main() -> None:
     """Entry point of the ``sagittal`` command."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here asks a hub unless the user does
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class ModelShelf:
     def get(self, name: str, *, report: Report = silent) -> LanguageModel:
         """Return the model called ``name``: an asset, or a folder with safetensors and tokenizer."""
         if name not in self._loaded:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # loading never asks a hub
             from sagittal.language import load_language_model
 
             folder = model_folder(name, offline=self._offline, report=report)

@@ -69,7 +69,7 @@ def run_case(runner: Runner, sources: Sources, *, label: str, model: str = DEFAU
         (
             "ct.files",
             sources.ct,
-            [ReadImage(role="ct", title="CT slice", note=sources.ct_note), MeasureCTSlice()],
+            [ReadImage(role="ct", title="CT slice", note=sources.ct_note, unit="HU"), MeasureCTSlice()],
         ),
         (
             "record.files",

@@ -14,11 +14,12 @@ from sagittal.case.record import Case, Run
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
 from sagittal.core.files import storage_errors, write_text
+from sagittal.core.optional import optional_import
 from sagittal.core.progress import Report, silent
 from sagittal.volume import Volume, write_dicom_series, write_nifti
 from sagittal.workflow import artifacts
 
-__all__ = ["Exported", "export_case"]
+__all__ = ["Exported", "export_case", "require_libraries"]
 
 _MARK = "sagittal-case.json"
 
@@ -32,6 +33,17 @@ class Exported:
     files: Mapping[str, Path]
 
 
+def require_libraries() -> None:
+    """Refuse now, before minutes are spent, when a library that the export needs is missing.
+
+    Raises:
+        MissingDependencyError: The message names the extra.
+    """
+    for name in ("nibabel", "pydicom", "highdicom", "fhir.resources", "PIL"):
+        optional_import(name)
+    optional_import("jinja2", "web")
+
+
 def export_case(store: CaseStore, case_id: str, folder: Path, *, report: Report = silent) -> Exported:
     """Write a case to ``folder``: NIfTI and JSON, DICOM series and segmentations, FHIR, and the page.
 
@@ -42,6 +54,7 @@ def export_case(store: CaseStore, case_id: str, folder: Path, *, report: Report 
         InputError: The case has no report yet, or ``folder`` holds something else.
         StorageError: The disk is full, read-only or forbidden; what was there before is still there.
     """
+    require_libraries()
     case = store.case(case_id)
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).is_file():
         raise InputError(

@@ -56,7 +56,7 @@ def write_segmentations(
         )
     source = [pydicom.dcmread(path) for path in series]
     identification = highdicom.AlgorithmIdentificationSequence(
-        name=algorithm, version=version, family=codes.DCM.ArtificialIntelligence
+        name=algorithm, version=version, family=codes.DCM.ClusterAnalysis
     )
     descriptions = []
     for number, name in enumerate(volume.classes, start=1):

@@ -93,12 +93,10 @@ def _observation(case: Case, finding: Finding, subject: dict[str, str]) -> dict[
 
 
 def _amount(value: float, unit: str) -> dict[str, Any]:
-    return {
-        "value": round(value, 4),
-        "unit": unit,
-        "system": "http://unitsofmeasure.org",
-        "code": _UCUM[unit],
-    }
+    amount: dict[str, Any] = {"value": round(value, 4), "unit": unit}
+    if unit in _UCUM:
+        amount |= {"system": "http://unitsofmeasure.org", "code": _UCUM[unit]}
+    return amount
 
 
 def _urn(case: Case, name: str) -> str:

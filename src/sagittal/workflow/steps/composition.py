@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sagittal.case.record import FindingDraft
-from sagittal.segmentation import HounsfieldClasses
+from sagittal.segmentation import LEAST_NOISE_HU, HounsfieldClasses
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.step import Context, Result, Step
 
@@ -61,11 +61,12 @@ class MeasureCTSlice(Step):
                     details={"share": round(share / 100, 6)},
                 )
             )
+        least = " or less" if composition.noise == LEAST_NOISE_HU else ""
         findings.append(
             FindingDraft(
                 code="ct.noise",
                 subject="noise",
-                statement=f"Noise in soft tissue: {composition.noise:.1f} HU (standard deviation).",
+                statement=f"Noise in soft tissue: {composition.noise:.1f} HU{least} (standard deviation).",
                 caution="From differences over 1.7 mm: what tissue varies over that distance is in it.",
             )
         )

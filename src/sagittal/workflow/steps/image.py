@@ -25,6 +25,7 @@ class ReadImage(Step):
         role: The image's part in the case, e.g. ``"t1"``; its files are under ``role + ".files"``.
         title: What the report calls it.
         note: What a reader must know of it, e.g. that it shows no single person.
+        unit: Unit to assume where the file states none, as NIfTI never does; the report then says so.
     """
 
     name: ClassVar[str] = "read-image"
@@ -35,6 +36,7 @@ class ReadImage(Step):
     role: str
     title: str
     note: str = ""
+    unit: str = ""
 
     @property
     def reads(self) -> Mapping[str, Kind]:
@@ -47,9 +49,14 @@ class ReadImage(Step):
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
         source: SourceFiles = inputs[f"{self.role}.files"]
         volume = _read(source)
-        return Result(outputs={self.role: volume}, findings=[self._describe(volume, len(source.files))])
+        assumed = bool(self.unit) and volume.unit == "1"
+        if assumed:
+            volume = volume.replace(unit=self.unit)
+        return Result(
+            outputs={self.role: volume}, findings=[self._describe(volume, len(source.files), assumed)]
+        )
 
-    def _describe(self, volume: Volume, files: int) -> FindingDraft:
+    def _describe(self, volume: Volume, files: int, assumed: bool) -> FindingDraft:
         shape = " x ".join(str(n) for n in volume.shape)
         spacing = " x ".join(f"{mm:.2f}" for mm in volume.geometry.spacing)
         plural = "s" if files > 1 else ""
@@ -57,7 +64,7 @@ class ReadImage(Step):
             code="image.source",
             subject=self.title,
             statement=f"{self.title}: {shape} voxels of {spacing} mm, in {files} file{plural}.",
-            caution=self.note,
+            caution=f"{self.note} {f'The file states no unit: {self.unit} is assumed.' * assumed}".strip(),
             details={"shape": list(volume.shape), "unit": volume.unit, "facts": dict(volume.facts)},
         )
 
@@ -73,7 +80,9 @@ def _read(source: SourceFiles) -> Volume:
             return read_volume(paths[0] if len(paths) == 1 else Path(folder))
         except SagittalError as error:
             # The reader names the copy it was given; the user knows the file by its own name.
-            where = (error.source or "").replace(folder, "").lstrip("/") or f"{len(paths)} files"
+            where = (error.source or "").replace(folder, "").lstrip("/") or ", ".join(
+                path.name for path in paths[:3]
+            )
             raise type(error)(
                 error.problem, source=where, value=error.value, expected=error.expected
             ) from error

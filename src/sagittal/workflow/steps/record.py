@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sagittal.case.record import FindingDraft
@@ -117,7 +117,8 @@ class ReadRecord(Step):
                 key: cache[key] + value if key == "tokens" else max(cache[key], value)
                 for key, value in held.items()
             }
-            first_line = text.count("\n", 0, sum(len(earlier) for earlier in parts[: number - 1]))
+            before = sum(len(earlier) for earlier in parts[: number - 1])
+            first_line = text.count("\n", 0, before)
             for question in self.questions:
                 context.report(f"asking: {question}")
                 answer = reading.ask(question, max_new_tokens=self.max_new_tokens)
@@ -131,7 +132,11 @@ class ReadRecord(Step):
                         "probability": round(answer.mean_probability, 4),
                         "quote": None
                         if quote is None
-                        else {**asdict(quote), "line": quote.line + first_line},
+                        else {
+                            "line": quote.line + first_line,
+                            "start": quote.start + before,
+                            "text": quote.text,
+                        },
                     }
                 )
         return Result(

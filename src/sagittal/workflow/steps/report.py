@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from sagittal.case.record import Finding
 from sagittal.core.errors import InputError
 from sagittal.reporting import (
-    SECTIONS,
     Draft,
     Impression,
     check_wording,
@@ -46,7 +45,7 @@ class DraftReport(Step):
         "passes it on: each sentence keeps its interval or confidence, a wide interval and every caution "
         "is printed, and a rejected or superseded finding is left out"
     )
-    uses: ClassVar[tuple[str, ...]] = tuple(f"{prefix}." for prefix in SECTIONS)
+    uses: ClassVar[tuple[str, ...]] = ("",)  # every finding: one without a section is refused, not lost
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     model: str = DEFAULT_MODEL

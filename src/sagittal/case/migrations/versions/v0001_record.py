@@ -10,7 +10,13 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-TABLES = ("cases", "runs", "findings", "events")
+KEYS = {
+    "cases": ("id",),
+    "runs": ("case_id", "number"),
+    "findings": ("case_id", "number"),
+    "events": ("id",),
+}
+REFUSAL = "BEGIN SELECT RAISE(ABORT, 'the case record is append-only'); END"
 
 
 def upgrade() -> None:
@@ -61,17 +67,17 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case_id", "finding"], ["findings.case_id", "findings.number"]),
         sa.ForeignKeyConstraint(["case_id", "successor"], ["findings.case_id", "findings.number"]),
     )
-    for table in TABLES:
+    for table, key in KEYS.items():
         for action in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} "
-                "BEGIN SELECT RAISE(ABORT, 'the case record is append-only'); END"
-            )
+            op.execute(f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} {REFUSAL}")
+        # INSERT OR REPLACE deletes a row without the DELETE trigger.
+        same = " AND ".join(f"{column} = NEW.{column}" for column in key)
+        op.execute(
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) {REFUSAL}"
+        )
 
 
 def downgrade() -> None:
-    for table in TABLES:
-        for action in ("update", "delete"):
-            op.execute(f"DROP TRIGGER {table}_no_{action}")
-    for table in reversed(TABLES):
-        op.drop_table(table)
+    for table in reversed(KEYS):
+        op.drop_table(table)  # its triggers go with it
