@@ -59,8 +59,12 @@ class ObjectStore:
         digest = hash_array(array)
         path = self._path(digest, "npy")
         if not path.exists():
+            content = np.asarray(array, order="C")
             with atomic_path(path) as temporary, temporary.open("wb") as stream:
-                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+                header = np.lib.format.header_data_from_array_1_0(content)
+                np.lib.format.write_array_header_1_0(stream, header)
+                # numpy's own writer says of a full disk only how many items it wrote
+                stream.write(content.reshape(-1).view(np.uint8).data)
         return digest
 
     def get_array(self, digest: str) -> NDArray[Any]:

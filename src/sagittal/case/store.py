@@ -54,7 +54,7 @@ class CaseStore:
         if not read_only:
             with storage_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.folder.chmod(0o700)
+                self.folder.chmod(self.folder.stat().st_mode & 0o700)  # its owner's alone
         elif not self.path.is_file():
             raise StorageError("there is no case store here", source=self.folder, expected="a cases.sqlite")
         self._engine = _engine(self.path, read_only=read_only)

@@ -37,7 +37,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno not in _REASONS:
             raise
         problem, expected = _REASONS[error.errno]
+        other = (
+            error.filename if isinstance(error.filename, str) and not _near(path, error.filename) else None
+        )
+        if other is not None:  # a file that was read, or a program that was run, to write this one
+            raise StorageError(problem, source=other) from error
         raise StorageError(problem, source=path, expected=expected) from error
+
+
+def _near(path: Path, name: str) -> bool:
+    """Whether ``name`` is the file, a folder it lies in, or a temporary beside it."""
+    return Path(path).is_relative_to(name) or Path(name).is_relative_to(Path(path).parent)
 
 
 @contextlib.contextmanager

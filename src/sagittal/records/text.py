@@ -25,7 +25,7 @@ def decode_record(content: bytes, *, encoding: str = "utf-8", source: object = "
     """
     try:
         name = codecs.lookup(encoding).name
-        b"".decode(name)  # rot13 and hex are codecs, but not of text
+        "a".encode(name)  # rot13 and hex are codecs, but not of text
     except (LookupError, ValueError):
         raise InputError("no such encoding", source=source, value=encoding, expected="e.g. utf-8") from None
     try:

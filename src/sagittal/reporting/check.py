@@ -117,7 +117,7 @@ def check_wording(text: str, findings: Sequence[Finding]) -> tuple[Objection, ..
         tuple(sentence for _, sentence in quotable),
         measured=False,
     )
-    pairs = {pair for sentence in every.sentences for pair in itertools.pairwise(sentence)}
+    pairs = {pair for sentence in every.sentences for pair in _pairs(sentence)}
     units = _UNITS | {unit for k in known for _, unit, *_ in k.readings if unit}
     objections: list[Objection] = []
     if not text.strip():
@@ -141,7 +141,7 @@ def check_wording(text: str, findings: Sequence[Finding]) -> tuple[Objection, ..
                     )
                     objections.append(Objection(kind=kind, found=token, why=why))
             elif token in _LATERALITY or token in _NUMBER_WORDS:
-                if not _placed(place, tokens, pairs):
+                if _pairs(tokens)[place + 1] not in pairs:
                     side = token in _LATERALITY
                     objections.append(
                         Objection(
@@ -154,7 +154,9 @@ def check_wording(text: str, findings: Sequence[Finding]) -> tuple[Objection, ..
                 objections.append(
                     Objection(kind="word", found=token, why="it does not stand in a finding's own sentence")
                 )
-            elif token not in every.words and token not in NEUTRAL:
+            elif not token[0].isalpha() and _pairs(tokens)[place] in pairs:
+                continue  # a sign that a finding has after the same
+            elif not token[0].isalpha() or (token not in every.words and token not in NEUTRAL):
                 objections.append(Objection(kind="word", found=token, why="no finding has this word"))
         if mentions:
             spoken_of = mentions[max(mentions)]
@@ -229,10 +231,9 @@ def _wrong(reading: _Reading, owners: Sequence[_Known], every: _Known) -> str:
     return "its finding states it with another unit, or at another place of the interval"
 
 
-def _placed(place: int, tokens: Sequence[str], pairs: set[tuple[str, str]]) -> bool:
-    if place + 1 < len(tokens):
-        return (tokens[place], tokens[place + 1]) in pairs
-    return place > 0 and (tokens[place - 1], tokens[place]) in pairs
+def _pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
+    """Each token with the one after it; a number is any number, and the ends are empty."""
+    return list(itertools.pairwise(["", *("0" if _is_number(token) else token for token in tokens), ""]))
 
 
 def _quoted(tokens: Sequence[str], quotable: Sequence[_Quotable]) -> tuple[set[int], list[int]]:

@@ -46,7 +46,8 @@ class HounsfieldClasses:
 
     A voxel of ``h`` HU under noise of standard deviation ``s`` lies below a threshold ``t`` with
     probability ``Phi((t - h) / s)``. Partial volume is not in it: at an edge the voxel holds both
-    materials, and the thresholds are a convention. [inference: the design is ours]
+    materials, and the thresholds are a convention. The noise is in ``h`` already and counts once more, so
+    a material close to its threshold reads low. [inference: the design is ours]
 
     Attributes:
         air_below: HU under which a voxel is air.

@@ -16,7 +16,17 @@ __all__ = ["diagnose"]
 
 _EXTRAS = {
     "language": ("torch", "transformers", "safetensors", "gguf", "accelerate"),
-    "imaging": ("nibabel", "pydicom", "simpleitk", "highdicom", "dipy", "scipy", "pillow", "fhir.resources"),
+    "imaging": (
+        "nibabel",
+        "pydicom",
+        "simpleitk",
+        "highdicom",
+        "dipy",
+        "scikit-learn",
+        "scipy",
+        "pillow",
+        "fhir.resources",
+    ),
     "web": ("jinja2",),
     "all": ("monai", "torchio"),
 }

@@ -13,7 +13,7 @@ from sagittal.workflow.artifacts import Kind, SourceFiles
 from sagittal.workflow.models import DEFAULT_MODEL
 from sagittal.workflow.step import Context, Result, Step
 
-__all__ = ["QUESTIONS", "ReadRecord", "TakeRecord"]
+__all__ = ["INSTRUCTION", "QUESTIONS", "RESERVE", "ReadRecord", "TakeRecord"]
 
 QUESTIONS = (
     "Why was the MRI of the brain requested?",
@@ -22,8 +22,8 @@ QUESTIONS = (
     "Which implant does the patient have?",
     "Which drug was started for blood pressure?",
 )
-_INSTRUCTION = "You answer questions about a patient record with words from the record."
-_RESERVE = 256
+INSTRUCTION = "You answer questions about a patient record with words from the record."
+RESERVE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +102,12 @@ class ReadRecord(Step):
         text: str = inputs["record"]
         model = context.model(self.model)
         plan = CachePlan(key_bits=self.key_bits, value_bits=self.value_bits)
-        parts = split_text(model, text, model.context_length - 2 * _RESERVE)
+        parts = split_text(model, text, model.context_length - 2 * RESERVE)
         transcript: list[dict[str, Any]] = []
         cache = {"bytes": 0, "bytes_16bit": 0, "tokens": 0}
         for number, part in enumerate(parts, start=1):
             context.report(f"reading the record, part {number} of {len(parts)}")
-            reading = read(model, part, plan, instruction=_INSTRUCTION, reserve=_RESERVE)
+            reading = read(model, part, plan, instruction=INSTRUCTION, reserve=RESERVE)
             held = {
                 "bytes": reading.cache.nbytes,
                 "bytes_16bit": reading.cache.nbytes_16bit,

@@ -30,13 +30,13 @@ _WIDE = 0.5
 class DraftReport(Step):
     """Draft a report: every sentence from a finding; a model may word the impression and nothing else.
 
-    The model's wording is checked against the findings. Greedy search is tried, then beams; when neither
-    passes, rules word the impression and the report says so.
+    The model's wording is checked against the findings. When none of its tries passes, rules word the
+    impression, and the report says so and shows what was refused.
 
     Attributes:
         model: Language model for the impression: an asset's name, a folder, or empty for rules only.
         max_new_tokens: Length at which the model's wording is cut; a cut wording is refused.
-        beams: Widths of the searches tried, in order.
+        beams: Widths of the searches tried, in order; 1 is greedy.
     """
 
     name: ClassVar[str] = "draft-report"
@@ -49,8 +49,8 @@ class DraftReport(Step):
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     model: str = DEFAULT_MODEL
-    max_new_tokens: int = 120
-    beams: tuple[int, ...] = (1, 4)
+    max_new_tokens: int = 80
+    beams: tuple[int, ...] = (1,)
 
     @property
     def reads(self) -> Mapping[str, Kind]:

@@ -14,6 +14,10 @@ from sagittal.workflow.step import Context, Result, Step
 
 __all__ = ["SegmentTissue"]
 
+_SHARED = (
+    "Voxels that fluid and grey matter share are counted as fluid too often: on simulated images this "
+    "method read fluid high and grey matter low, beyond the interval (see the evidence page)."
+)
 _NAMES = {"csf": "cerebrospinal fluid", "gm": "grey matter", "wm": "white matter"}
 
 
@@ -31,10 +35,10 @@ class SegmentTissue(Step):
     name: ClassVar[str] = "segment-tissue"
     version: ClassVar[str] = "1"
     doubt: ClassVar[str] = "starts it: probabilities of each tissue in each voxel, volumes with an interval"
-    packages: ClassVar[tuple[str, ...]] = ("dipy", "scipy")
+    packages: ClassVar[tuple[str, ...]] = ("dipy", "scikit-learn")
 
     beta: float = 0.1
-    iterations: int = 20
+    iterations: int = 30
     level: float = 0.9
     doubtful_below: float = 0.8
 
@@ -68,6 +72,7 @@ class SegmentTissue(Step):
                     subject=_NAMES[tissue_name],
                     statement=f"{_NAMES[tissue_name].capitalize()}: {amount.amount} ({amount.interval}).",
                     measurement=amount,
+                    caution=_SHARED if tissue_name in {"csf", "gm"} else "",
                     details={"tissue": tissue_name},
                 )
             )
