@@ -4,7 +4,7 @@ Simulated records with five planted facts each; the same questions, the same mod
 weights from its GGUF), once with a 16-bit cache and once with a low-bit one, paired by record. An answer is
 *held* when a line of the record holds it; held answers are right when that line is the planted one. What is
 not held is refused and never reported.
-Writes evidence/results/record_reading.json. About 20 minutes on 2 cores.
+Writes evidence/results/record_reading.json. About 25 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ def main(seeds: int = 20) -> None:
     caches = {
         "16 bits": {"cache": lambda config: DynamicCache(config=config)},
         "4 bits": {"plan": CachePlan(key_bits=4, value_bits=4)},
-        "2 bits": {"plan": CachePlan(key_bits=2, value_bits=2)},
     }
     rows = []
     for seed in range(100, 100 + seeds):
@@ -57,8 +56,9 @@ def main(seeds: int = 20) -> None:
                 )
             mine = [r["outcome"] for r in rows if r["seed"] == seed and r["cache"] == name]
             print(seed, name, {k: mine.count(k) for k in ("right", "wrong", "refused")}, flush=True)
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps({"seeds": seeds, "model": DEFAULT_MODEL, "rows": rows}, indent=1) + "\n")
+        RESULT.parent.mkdir(exist_ok=True)  # after each record: a long run may be cut short
+        result = {"seeds": seed - 99, "model": DEFAULT_MODEL, "rows": rows}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

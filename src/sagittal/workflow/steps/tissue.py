@@ -16,7 +16,7 @@ __all__ = ["SegmentTissue"]
 
 _SHARED = (
     "Voxels that fluid and grey matter share are counted as fluid too often: on simulated images this "
-    "method read fluid high and grey matter low, beyond the interval (see the evidence page)."
+    "method read fluid high, beyond its interval, and grey matter low (see the evidence page)."
 )
 _NAMES = {"csf": "cerebrospinal fluid", "gm": "grey matter", "wm": "white matter"}
 
