@@ -277,7 +277,7 @@ def test_verifying_what_is_not_there_says_where_it_would_be(cache: Path, tmp_pat
 
 def test_a_full_disk_keeps_nothing(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAGITTAL_CACHE", str(small_disk))
-    big = bytes(2 << 20)
+    big = bytes(3 << 20)
     with pytest.raises(StorageError, match="given.bin: the disk is full"):
         fetch(pinned(local(tmp_path, big), content=big))
     assert kept(small_disk) == []

@@ -48,7 +48,7 @@ def test_a_block_that_raises_leaves_the_old_content(tmp_path: Path, problem: Bas
 def test_a_full_disk_leaves_the_old_content_and_no_remains(small_disk: Path) -> None:
     path = write_bytes(small_disk / "a", b"old")
     with pytest.raises(StorageError, match=r"disk/a: the disk is full; expected free space"):
-        write_bytes(path, bytes(2 << 20))
+        write_bytes(path, bytes(3 << 20))
     assert path.read_bytes() == b"old"
     assert names(small_disk) == ["a"]
     write_bytes(path, bytes(1 << 19))  # what the failure took up is free again

@@ -12,8 +12,9 @@ from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.pipeline import Sources, run_case
+from sagittal.workflow.replay import step_from_record
 from sagittal.workflow.runner import Runner
-from sagittal.workflow.step import Context, Result, Step, step_from_record
+from sagittal.workflow.step import Context, Result, Step
 from sagittal.workflow.steps import DraftReport, SegmentTissue
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import sagittal.workflow.steps  # noqa: F401  (defines the steps that come with sagittal)
 from sagittal.case.record import Finding, Run
 from sagittal.case.store import CaseStore
-from sagittal.core.errors import SagittalError
+from sagittal.core.errors import InputError, SagittalError
 from sagittal.core.progress import Report, silent
 from sagittal.workflow import artifacts
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.runner import RECEIVE, execute
-from sagittal.workflow.step import step_from_record
+from sagittal.workflow.step import STEPS, Step
 
-__all__ = ["Difference", "ReplayedRun", "replay"]
+__all__ = ["Difference", "ReplayedRun", "replay", "step_from_record"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,29 @@ def replay(
             hashes, differences = (), (Difference(what="run", recorded="done", replayed=str(error)),)
         replayed.append(ReplayedRun(run=run.number, step=run.step, hashes=hashes, differences=differences))
     return tuple(replayed)
+
+
+def step_from_record(name: str, version: str, parameters: Mapping[str, Any]) -> Step:
+    """Rebuild a step from a run's record.
+
+    Raises:
+        InputError: The step is not known here, has another version here, or refuses the parameters.
+    """
+    kind = STEPS.get(name)
+    if kind is None:
+        raise InputError("no step has this name", value=name, expected=f"one of {', '.join(sorted(STEPS))}")
+    if kind.version != version:
+        raise InputError(
+            "the step has changed since the run",
+            source=name,
+            value=f"version {kind.version}",
+            expected=version,
+        )
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise InputError("the step does not take these parameters", source=name, value=error) from error
 
 
 def _as_of(finding: Finding, moment: str) -> Finding:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sagittal.language.models import LanguageModel
     from sagittal.workflow.models import ModelShelf
 
-__all__ = ["Context", "Result", "Step", "step_from_record"]
+__all__ = ["STEPS", "Context", "Result", "Step"]
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,8 @@ class Result:
     findings: Sequence[FindingDraft] = ()
 
 
-_STEPS: dict[str, type[Step]] = {}
+STEPS: dict[str, type[Step]] = {}
+"""Every step class that has been defined, by the name it has in a record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class Step(ABC):
         for attribute in ("name", "version", "doubt"):
             if not getattr(cls, attribute, ""):
                 raise TypeError(f"step {cls.__name__} declares no {attribute}")
-        _STEPS[cls.name] = cls
+        STEPS[cls.name] = cls
 
     @property
     @abstractmethod
@@ -97,28 +98,3 @@ class Step(ABC):
     @abstractmethod
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
         """Run on values of the kinds in :attr:`reads`; the same inputs and seed give the same result."""
-
-
-def step_from_record(name: str, version: str, parameters: Mapping[str, Any]) -> Step:
-    """Rebuild a step from a run's record.
-
-    Raises:
-        InputError: The step is not known here, has another version here, or refuses the parameters.
-    """
-    from sagittal.workflow import steps
-
-    kind = steps.known().get(name) or _STEPS.get(name)
-    if kind is None:
-        raise InputError("no step has this name", value=name, expected=f"one of {', '.join(sorted(_STEPS))}")
-    if kind.version != version:
-        raise InputError(
-            "the step has changed since the run",
-            source=name,
-            value=f"version {kind.version}",
-            expected=version,
-        )
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in parameters.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError("the step does not take these parameters", source=name, value=error) from error

@@ -1,8 +1,5 @@
-"""The steps that come with sagittal, by name."""
+"""The steps that come with sagittal."""
 
-from __future__ import annotations
-
-from sagittal.workflow.step import Step
 from sagittal.workflow.steps.composition import MeasureCTSlice
 from sagittal.workflow.steps.image import ReadImage
 from sagittal.workflow.steps.record import ReadRecord, TakeRecord
@@ -16,11 +13,4 @@ __all__ = [
     "ReadRecord",
     "SegmentTissue",
     "TakeRecord",
-    "known",
 ]
-
-
-def known() -> dict[str, type[Step]]:
-    """Return the steps that come with sagittal by the name they have in a record."""
-    ours = (DraftReport, MeasureCTSlice, ReadImage, ReadRecord, SegmentTissue, TakeRecord)
-    return {step.name: step for step in ours}
