@@ -26,7 +26,7 @@ format: $(VENV)/.installed-test  ## Put the code in shape
 
 docs: $(VENV)/.installed-docs  ## Build the documentation site into site/
 	$(BIN)/python evidence/tables.py
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 evidence: $(VENV)/.installed-test  ## Measure everything again that the documentation claims (tens of minutes)
 	$(BIN)/python evidence/tissue_volumes.py

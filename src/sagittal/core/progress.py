@@ -32,6 +32,6 @@ def status(*, quiet: bool = False) -> Iterator[Report]:
 
         def show(message: str) -> None:
             spinner.update(message)
-            console.log(message, _stack_offset=2)
+            console.print(message, style="dim", highlight=False, markup=False)
 
         yield show

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.places import store_folder
-from sagittal.core.progress import status
+from sagittal.core.progress import Report, status
 from sagittal.workbench import assets_commands, case_commands
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
+
+if TYPE_CHECKING:
+    from sagittal.workflow.pipeline import Sources
 
 __all__ = ["app", "main"]
 
@@ -58,7 +61,8 @@ def demo(
 
     with tempfile.TemporaryDirectory(prefix="sagittal-demo-") as folder, status(quiet=as_json) as report:
         sources = demo_sources(Path(folder), offline=_offline(offline), report=report)
-        _run(sources, out, store, offline, as_json, "demonstration, record simulated", None, report)
+        summary = _run(sources, out, store, offline, "demonstration, record simulated", None, report)
+    _print(summary, as_json)
 
 
 @app.command()
@@ -87,7 +91,8 @@ def run(
         encoding=encoding,
     )
     with status(quiet=as_json) as report:
-        _run(sources, out, store, offline, as_json, label, model, report)
+        summary = _run(sources, out, store, offline, label, model, report)
+    _print(summary, as_json)
 
 
 @app.command()
@@ -106,15 +111,14 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def _run(
-    sources: Any,
+    sources: Sources,
     out: Path,
     store: Path | None,
     offline: bool,
-    as_json: bool,
     label: str,
     model: str | None,
-    report: Any,
-) -> None:
+    report: Report,
+) -> dict[str, Any]:
     from sagittal.case.store import CaseStore
     from sagittal.workflow.export import export_case, require_libraries
     from sagittal.workflow.models import DEFAULT_MODEL, ModelShelf
@@ -127,8 +131,10 @@ def _run(
         runner = Runner(store=cases, shelf=ModelShelf(offline=_offline(offline)), report=report)
         case_id = run_case(runner, sources, label=label, model=name)
         exported = export_case(cases, case_id, out, report=report)
-        summary = case_commands.summary(cases, case_id, exported.report)
+        return case_commands.summary(cases, case_id, exported.report)
 
+
+def _print(summary: dict[str, Any], as_json: bool) -> None:
     def text() -> None:
         for tissue, amount in summary["tissue_ml"].items():
             typer.echo(f"{tissue}: {amount['value']:.0f} ml ({amount['low']:.0f} to {amount['high']:.0f})")

@@ -128,7 +128,6 @@ def _value(store: CaseStore, case: Case, role: str) -> Any:
 
 def _swap(temporary: Path, folder: Path) -> None:
     """Put ``temporary`` in the place of ``folder``; on failure the old folder is put back."""
-    temporary.chmod(0o755)
     if not folder.exists():
         temporary.replace(folder)
         return
