@@ -11,6 +11,14 @@ import pytest
 
 from sagittal.core.errors import AssetError
 
+try:  # the package without extras is tested without hypothesis
+    from hypothesis import settings
+except ImportError:
+    pass
+else:
+    settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+    settings.load_profile("patient")
+
 
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
