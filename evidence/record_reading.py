@@ -11,53 +11,65 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sagittal.language import CachePlan, read
 from sagittal.records import ground, simulate_record
 from sagittal.workflow.models import DEFAULT_MODEL, ModelShelf
 from sagittal.workflow.steps.record import INSTRUCTION, RESERVE
 
+FIRST_SEED = 100  # the demonstration and the tests use lower ones
 RESULT = Path(__file__).parent / "results" / "record_reading.json"
 
 
-def main(seeds: int = 20) -> None:
+def caches() -> dict[str, dict[str, Any]]:
     from transformers import DynamicCache
 
-    model = ModelShelf().get(DEFAULT_MODEL)
-    caches = {
+    return {
         "16 bits": {"cache": lambda config: DynamicCache(config=config)},
         "4 bits": {"plan": CachePlan(key_bits=4, value_bits=4)},
     }
+
+
+def ask(model: Any, seed: int, name: str, questions: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """One simulated record through one cache: a row for each question."""
+    record = simulate_record(seed=seed)
+    reading = read(model, record.text, instruction=INSTRUCTION, reserve=RESERVE, **caches()[name])
     rows = []
-    for seed in range(100, 100 + seeds):
-        record = simulate_record(seed=seed)
-        for name, options in caches.items():
-            reading = read(model, record.text, instruction=INSTRUCTION, reserve=RESERVE, **options)
-            for fact in record.facts:
-                answer = reading.ask(fact.question, max_new_tokens=40)
-                quote = ground(fact.question, answer.text, record.text)
-                rows.append(
-                    {
-                        "seed": seed,
-                        "cache": name,
-                        "question": fact.question,
-                        "answer": answer.text,
-                        "probability": answer.mean_probability,
-                        "outcome": "refused"
-                        if quote is None
-                        else "right"
-                        if quote.line == fact.line
-                        else "wrong",
-                        "tokens": len(reading.prefix),
-                        "bytes": answer.cache_bytes,
-                        "bytes_16bit": answer.cache_bytes_16bit,
-                    }
-                )
-            mine = [r["outcome"] for r in rows if r["seed"] == seed and r["cache"] == name]
-            print(seed, name, {k: mine.count(k) for k in ("right", "wrong", "refused")}, flush=True)
+    for fact in record.facts:
+        if questions is not None and fact.question not in questions:
+            continue
+        answer = reading.ask(fact.question, max_new_tokens=40)
+        quote = ground(fact.question, answer.text, record.text)
+        held = "wrong" if quote is None or quote.line != fact.line else "right"
+        rows.append(
+            {
+                "seed": seed,
+                "cache": name,
+                "question": fact.question,
+                "answer": answer.text,
+                "probability": answer.mean_probability,
+                "outcome": "refused" if quote is None else held,
+                "tokens": len(reading.prefix),
+                "bytes": answer.cache_bytes,
+                "bytes_16bit": answer.cache_bytes_16bit,
+            }
+        )
+    return rows
+
+
+def main(seeds: int = 20) -> None:
+    model = ModelShelf().get(DEFAULT_MODEL)
+    rows: list[dict[str, Any]] = []
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+        for name in caches():
+            mine = ask(model, seed, name)
+            rows += mine
+            print(seed, name, [row["outcome"] for row in mine], flush=True)
         RESULT.parent.mkdir(exist_ok=True)  # after each record: a long run may be cut short
-        result = {"seeds": seed - 99, "model": DEFAULT_MODEL, "rows": rows}
+        result = {"seeds": seed - FIRST_SEED + 1, "model": DEFAULT_MODEL, "rows": rows}
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -122,17 +122,15 @@ caches, and says nothing about real notes.
 """
 
 
-def main() -> None:
+def page() -> str:
     parts = [
         "# Evidence\n\nMade by `make docs` from the JSON in `evidence/results`, which `make evidence` measures "
         "again. Real, simulated and synthetic data are never in one column.\n"
     ]
     for name, write in (("tissue_volumes", tissue), ("record_reading", reading)):
-        path = HERE / "results" / f"{name}.json"
-        if path.is_file():
-            parts.append(write(json.loads(path.read_text())))
-    PAGE.write_text("\n".join(parts))
+        parts.append(write(json.loads((HERE / "results" / f"{name}.json").read_text())))
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page())

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sagittal.core.errors import FormatError, GeometryError, InputError
+from sagittal.core.errors import FormatError, GeometryError, InputError, StorageError
 from sagittal.volume import (
+    Geometry,
     Volume,
     image_format,
     read_volume,
@@ -87,3 +88,22 @@ def test_unknown_content_is_named_with_what_is_supported(tmp_path: Path, content
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_volume(tmp_path / "none")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(small_disk: Path) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 30_000, (128, 128, 150)).astype(np.int16)
+    big = Volume(array, Geometry.from_spacing(array.shape, (1, 1, 1), (0, 0, 0)))
+    small = big.with_array(np.zeros_like(array))
+    write_nifti(small, small_disk / "a.nii.gz")
+    before = {path.name: path.read_bytes() for path in small_disk.iterdir()}
+    for write in (
+        lambda: write_nifti(big, small_disk / "a.nii.gz"),
+        lambda: write_nifti(big, small_disk / "b.nii"),
+        lambda: write_dicom_series(big, small_disk / "series", modality="MR"),
+        lambda: write_itk(big, small_disk / "c.nrrd"),
+        lambda: write_itk(big, small_disk / "c.mha"),
+    ):
+        with pytest.raises(StorageError, match="disk is full|could not be written"):
+            write()
+        assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == before

@@ -6,13 +6,21 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from sagittal.core.errors import StorageError
 
-__all__ = ["atomic_path", "sha256_file", "storage_errors", "write_bytes", "write_text"]
+__all__ = [
+    "atomic_path",
+    "sha256_file",
+    "staging_folder",
+    "storage_errors",
+    "write_bytes",
+    "write_text",
+]
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free space, or another folder"),
@@ -34,15 +42,25 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno not in _REASONS:
+        number = _errno(error)
+        if number not in _REASONS:
             raise
-        problem, expected = _REASONS[error.errno]
+        problem, expected = _REASONS[number]
         other = (
             error.filename if isinstance(error.filename, str) and not _near(path, error.filename) else None
         )
         if other is not None:  # a file that was read, or a program that was run, to write this one
             raise StorageError(problem, source=other) from error
         raise StorageError(problem, source=path, expected=expected) from error
+
+
+def _errno(error: BaseException | None) -> int | None:
+    """Return the operating system's number; libraries wrap its error in one of their own without it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _near(path: Path, name: str) -> bool:
@@ -85,6 +103,25 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, to be filled and then renamed, whole or file by file.
+
+    Whatever is left in it is removed when the block ends, however it ends.
+
+    Raises:
+        StorageError: The disk is full, read-only or forbidden.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import GeometryError, InputError
-from sagittal.core.files import storage_errors
+from sagittal.core.files import staging_folder
 from sagittal.core.optional import optional_import
 from sagittal.core.provenance import canonical_json
 from sagittal.volume.volume import Volume
@@ -109,20 +107,15 @@ def write_dicom_series(
         "SeriesNumber": series_number,
         "PatientID": patient_id,
     }
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            names = []
-            for number in range(volume.shape[2]):
-                dataset = _slice(
-                    pydicom, volume, stored, number, {**shared, "SOPInstanceUID": uid(f"slice {number}")}
-                )
-                names.append(f"slice_{number + 1:05d}.dcm")
-                dataset.save_as(temporary / names[-1], enforce_file_format=True)
-            temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with staging_folder(folder) as temporary:
+        names = []
+        for number in range(volume.shape[2]):
+            dataset = _slice(
+                pydicom, volume, stored, number, {**shared, "SOPInstanceUID": uid(f"slice {number}")}
+            )
+            names.append(f"slice_{number + 1:05d}.dcm")
+            dataset.save_as(temporary / names[-1], enforce_file_format=True)
+        temporary.replace(folder)
     return [folder / name for name in names]
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sagittal.core.errors import FormatError, GeometryError, InputError
-from sagittal.core.files import storage_errors
+from sagittal.core.errors import FormatError, GeometryError, InputError, StorageError
+from sagittal.core.files import staging_folder, storage_errors
 from sagittal.core.optional import optional_import
 from sagittal.volume._support import GIB, NonFinite, existing_file, replace_nonfinite
 from sagittal.volume.geometry import Geometry
@@ -174,15 +172,14 @@ def write_itk(volume: Volume, path: str | os.PathLike[str]) -> Path:
             "not an NRRD or MetaImage name", source=path, value=path.suffix, expected=".nrrd or .mha"
         )
     image = to_sitk(volume)
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # ITK chooses the format by the ending, so the temporary file keeps its name in a folder of its own.
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    # ITK chooses the format by the ending, so the temporary file keeps its name in a folder of its own.
+    with staging_folder(path) as folder:
         try:
             sitk.WriteImage(image, str(folder / path.name), useCompression=True, imageIO=_IO[path.suffix])
-            (folder / path.name).replace(path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise StorageError(f"the image could not be written ({reason})", source=path) from error
+        (folder / path.name).replace(path)
     return path
 
 

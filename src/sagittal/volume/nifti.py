@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, InputError
-from sagittal.core.files import storage_errors, write_text
+from sagittal.core.files import staging_folder, storage_errors, write_text
 from sagittal.volume._nifti_file import NiftiData, read_file, write_file
 from sagittal.volume._support import GIB, NonFinite, replace_nonfinite
 from sagittal.volume.geometry import Geometry
@@ -76,10 +76,10 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str]) -> list[Path]:
     """Write a volume as NIfTI with a sidecar; :func:`read_nifti` gives back an equal volume.
 
     Beside ``NAME.nii.gz`` (or ``NAME.nii``) stand ``NAME.json``, and where the volume has them
-    ``NAME_variance.nii.gz`` and ``NAME_probabilities.nii.gz`` (4-D, classes last). Each file is written
-    whole or not at all. The sidecar holds a hash of the content, so files that do not belong
-    together, as after a power cut or an edit with another tool, are refused on reading. Other keys of
-    an existing ``NAME.json`` are kept.
+    ``NAME_variance.nii.gz`` and ``NAME_probabilities.nii.gz`` (4-D, classes last). All are written under
+    other names first, so a full disk leaves what was there. The sidecar holds a hash of the content, so
+    files that do not belong together, as after a power cut or an edit with another tool, are refused on
+    reading. Other keys of an existing ``NAME.json`` are kept.
 
     Returns:
         The paths written, the image first.
@@ -94,14 +94,7 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str]) -> list[Path]:
     if stem is None:
         raise InputError("not a NIfTI file name", source=path, value=path.suffix, expected=".nii or .nii.gz")
     other_keys, old = _existing_keys(path.with_name(f"{stem}.json"))
-    written = []
-    for name, values in (("variance", volume.variance), ("probabilities", volume.probabilities)):
-        part = path.with_name(f"{stem}_{name}.nii.gz")
-        if values is not None:
-            write_file(part, values, volume.geometry)
-            written.append(part)
-        elif name in old:
-            part.unlink(missing_ok=True)
+    parts = {"variance": volume.variance, "probabilities": volume.probabilities}
     record: dict[str, Any] = {
         "version": 1,
         "unit": volume.unit,
@@ -114,11 +107,21 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str]) -> list[Path]:
         record["variance"] = {"dtype": volume.variance.dtype.name}
     if volume.probabilities is not None:
         record["probabilities"] = {"dtype": volume.probabilities.dtype.name, "classes": list(volume.classes)}
-    sidecar = path.with_name(f"{stem}.json")
     text = json.dumps({**other_keys, _KEY: record}, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(sidecar, text + "\n")
-    write_file(path, volume.array, volume.geometry)
-    return [path, sidecar, *written]
+    names = [path.name, f"{stem}.json"]
+    with staging_folder(path) as folder:
+        write_file(folder / path.name, volume.array, volume.geometry)
+        write_text(folder / f"{stem}.json", text + "\n")
+        for name, values in parts.items():
+            part = f"{stem}_{name}.nii.gz"
+            if values is not None:
+                write_file(folder / part, values, volume.geometry)
+                names.append(part)
+            elif name in old:
+                path.with_name(part).unlink(missing_ok=True)
+        for name in reversed(names):  # the image last: with it, the set is whole
+            (folder / name).replace(path.with_name(name))
+    return [path.with_name(name) for name in names]
 
 
 def _stem(path: Path) -> str | None:

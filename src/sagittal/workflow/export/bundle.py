@@ -13,7 +13,7 @@ from typing import Any
 from sagittal.case.record import Case, Run
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
-from sagittal.core.files import storage_errors, write_text
+from sagittal.core.files import staging_folder, write_text
 from sagittal.core.optional import optional_import
 from sagittal.core.progress import Report, silent
 from sagittal.volume import Volume, write_dicom_series, write_nifti
@@ -62,14 +62,9 @@ def export_case(store: CaseStore, case_id: str, folder: Path, *, report: Report 
             source=folder,
             expected="a new or empty folder, or an earlier export",
         )
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            files = _fill(store, case, temporary, report)
-            _swap(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with staging_folder(folder) as temporary:
+        files = _fill(store, case, temporary, report)
+        _swap(temporary, folder)
     moved = {name: folder / path.relative_to(temporary) for name, path in files.items()}
     return Exported(folder=folder, report=moved["page"], files=moved)
 
