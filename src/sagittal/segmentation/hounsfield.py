@@ -114,7 +114,8 @@ def noise_sd(image: NDArray[np.float64], where: NDArray[np.bool_], *, stride: in
     planes and has a gain of 6 for white noise; the median absolute deviation stands for his mean, so
     that edges count little. Reconstruction kernels leave noise that neighbours share, which differences
     between neighbours do not see: the kernel's taps are therefore ``stride`` voxels apart.
-    [inference: the stride is ours; what tissue varies over that distance is read as noise too]
+    [inference: the stride is ours, and the 1.7 mm that HounsfieldClasses uses were chosen on one head CT
+    slice, the demonstration's; what tissue varies over that distance is read as noise too]
 
     Args:
         image: Shape (i, j).
