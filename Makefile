@@ -28,7 +28,8 @@ docs: $(VENV)/.installed-docs  ## Build the documentation site into site/
 	$(BIN)/python evidence/tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-evidence: $(VENV)/.installed-test  ## Measure everything again that the documentation claims (tens of minutes)
+# evidence/kv_cache.py takes the paths of a model and of texts: docs/language.md says how to run it.
+evidence: $(VENV)/.installed-test  ## Measure everything again that needs no files of yours (tens of minutes)
 	$(BIN)/python evidence/tissue_volumes.py
 	$(BIN)/python evidence/record_reading.py
 	$(BIN)/python evidence/tables.py

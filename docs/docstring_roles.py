@@ -1,4 +1,4 @@
-"""Turn Sphinx roles in docstrings, such as ``:class:`~a.b.C```, into plain code for the API page."""
+"""Turn roles in docstrings, such as ``:class:`~a.b.C```, and simple tables into code for the API page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data):`(~?)([^`]+)`")
+_BORDER = r"=+(?: +=+)+"
+_TABLE = re.compile(rf"^{_BORDER}\n(.*?)\n{_BORDER}$", re.MULTILINE | re.DOTALL)
 
 
 def _plain(match: re.Match[str]) -> str:
@@ -19,6 +21,7 @@ class DocstringRoles(griffe.Extension):
     """Rewrite each docstring as it is loaded."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Replace the roles of one object's docstring."""
+        """Replace the roles and the tables of one object's docstring."""
         if obj.docstring:
-            obj.docstring.value = _ROLE.sub(_plain, obj.docstring.value)
+            text = _ROLE.sub(_plain, obj.docstring.value)
+            obj.docstring.value = _TABLE.sub(lambda found: f"```text\n{found[1]}\n```", text)

@@ -29,7 +29,7 @@ def caches() -> dict[str, dict[str, Any]]:
 
     return {
         "16 bits": {"cache": lambda config: DynamicCache(config=config)},
-        "4 bits": {"plan": CachePlan(key_bits=4, value_bits=4)},
+        "4 bits": {"plan": CachePlan.uniform(4, 4)},
     }
 
 

@@ -1,8 +1,13 @@
-"""Make docs/evidence.md from the JSON in evidence/results. Nothing in that page is typed by hand."""
+"""Make docs/evidence.md and docs/language.md from the JSON in evidence/results.
+
+Nothing in the first page is typed by hand; the prose of the second stands in language.md.in. With --figures the
+second page's figures are drawn again as well, which needs matplotlib.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -134,4 +139,9 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    import language_page
+
+    if "--figures" in sys.argv[1:]:
+        language_page.figure()
     PAGE.write_text(page())
+    language_page.PAGE.write_text(language_page.page(), encoding="utf-8")

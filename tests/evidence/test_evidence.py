@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,12 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts import each other as they do when run."""
+    monkeypatch.syspath_prepend(str(ROOT / "evidence"))
 
 
 def script(name: str) -> ModuleType:
@@ -29,6 +37,47 @@ def results(name: str) -> dict[str, Any]:
 
 def test_the_page_is_made_from_the_results() -> None:
     assert (ROOT / "docs" / "evidence.md").read_text() == script("tables").page()
+
+
+def test_the_page_on_the_cache_is_made_from_the_results() -> None:
+    assert (ROOT / "docs" / "language.md").read_text() == script("language_page").page()
+
+
+def test_a_run_that_was_cut_short_still_makes_a_page(tmp_path: Path) -> None:
+    language = script("language_page")
+    assert language.page(tmp_path).count(language.MISSING) > 20
+    (tmp_path / "kv_cache_SmolLM2-135M.json").write_text(json.dumps(cut_short()))
+    text = language.page(tmp_path)
+    assert "**held**: 0.100 (0.080 to 0.120); plan 2.7, 2.69 bits against 2.90" in text  # of 0.17
+    assert "**not held**: 0.100 (0.080 to 0.120)" in text  # of half of that
+    assert "plan 3.7 is no worse than `kivi4` | not measured |" in text
+    assert "**not held**: 1 of 2 rivals; `turbo2`, 2.10 bits: no plan at so few" in text
+    assert "**not decided**" in text
+
+
+def cut_short() -> dict[str, Any]:
+    """Return results of one part, as the script writes them."""
+
+    def row(spec: str, bits: float, kl: float, ratio: list[float] | None) -> dict[str, Any]:
+        return {
+            "spec": spec,
+            "perplexity": 10.0,
+            "kl_mean": kl,
+            "kl_p95": 3 * kl,
+            "same_top": 0.9,
+            "effective_bits": bits,
+            "tokens": 256,
+            "interval": [0.01, 0.02],
+            "kl_interval": [0.8 * kl, 1.2 * kl],
+            "ratios": {} if ratio is None else {"kivi2": ratio},
+        }
+
+    rows = [
+        row("kivi2", 2.9, 0.5, None),
+        row("turbo2", 2.1, 0.4, [0.8, 0.7, 0.9]),
+        row("plan 2.7", 2.69, 0.05, [0.1, 0.08, 0.12]),
+    ]
+    return {"main": {"text": "wikipedia", "prefill": 4032, "decode": 128, "windows": 2, "rows": rows}}
 
 
 def test_a_simulated_brain_gives_the_recorded_amounts() -> None:
@@ -63,3 +112,116 @@ def test_a_simulated_record_gives_a_recorded_answer(language_model_path: Path) -
         k: surest[k] for k in ("tokens", "bytes", "bytes_16bit", "outcome")
     }
     assert again["probability"] == pytest.approx(surest["probability"], abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, Any]:
+    """A small random model that writes bytes, and what was measured on it; its sinks are made up."""
+    torch = pytest.importorskip("torch")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from sagittal.language import LanguageModel, SinkProfile, calibrate
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(["<|end|>", *letters])}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        vocab_size=257,
+        max_position_embeddings=2048,
+        initializer_range=0.35,
+        pad_token_id=0,
+        eos_token_id=0,
+    )
+    model = LanguageModel(LlamaForCausalLM(config).eval(), tokenizer, "tiny", 2048, "0" * 64)
+    profile = SinkProfile(
+        emergence=0,
+        last=1,
+        channels=(0,),
+        signs=(1,),
+        hidden_threshold=1.0,
+        hidden_gap=2.0,
+        hidden_overlap=0.5,
+        layer=1,
+        direction=tuple(4.0 * (i == 3) for i in range(32)),
+        bias=0.0,
+        threshold=6.0,
+        gap=2.0,
+        sinks=1,
+        massive=1,
+        tokens=100,
+        heads=2,
+        width=16,
+    )
+    measured = calibrate(model.model, tokenizer, windows=4, length=256)
+    return model, replace(measured, sinks=profile, reads=1)
+
+
+def test_a_slice_of_the_cache_measurement_runs(tiny: tuple[Any, Any]) -> None:
+    from sagittal.language.calibration import calibration_text
+    from sagittal.language.evaluation import evaluate, windows_of
+
+    evidence, (model, calibration) = script("kv_cache"), tiny
+    specs = [
+        *(spec for spec in evidence.RIVALS if not spec.startswith("hf-")),  # need another extra
+        *("plan 2.7", "plan 3.7", "plan 4.5"),
+        *evidence.PARTS,
+        *evidence.KEY_BIAS,
+        *evidence.ROTATIONS,
+        *evidence.KEPT,
+    ]
+    made = evidence.factories(model, calibration, specs, 1040)
+    assert list(made) == specs
+    cut = windows_of(model.tokenizer, calibration_text(), prefill=1024, decode=16, count=1)
+    rows = {row["spec"]: row for row in evidence.rows(evaluate(model, cut, made))}
+    assert rows["plan 2.7"]["effective_bits"] <= 2.7
+    assert rows["the whole method"]["kl_mean"] == rows["plan 2.7"]["kl_mean"]
+    assert set(rows["kivi2"]["ratios"]) == {"kivi3", "kivi4"}
+    assert rows["kivi2"]["ratios"]["kivi4"][0] > 1
+    shared = {
+        "spec",
+        "perplexity",
+        "kl_mean",
+        "effective_bits",
+        "interval",
+        "kl_interval",
+        "ratios",
+        "tokens",
+    }
+    assert shared <= set(rows["kivi2"])
+    json.dumps(list(rows.values()), allow_nan=False)
+
+
+def test_a_slice_of_the_bound_and_of_the_sinks_runs(tiny: tuple[Any, Any]) -> None:
+    from sagittal.language import NoSinks
+    from sagittal.language.calibration import calibration_text
+
+    evidence, (model, calibration) = script("kv_cache"), tiny
+    curve = evidence.bound(calibration, 1040)
+    assert all(row["bound"] < row["whole_bits"] for row in curve)
+    assert all(b["bound"] < a["bound"] for a, b in pairwise(curve))
+    found = evidence.sink_recall(model, calibration, calibration_text(), 1)
+    assert found["predicted"] > 0
+    assert {"windows", "sinks", "recall", "precision", "recall_first_5", "share_of_prefill_time"} <= set(
+        found
+    )
+
+    none = replace(calibration, sinks=NoSinks("a reason"))
+    assert evidence.sink_recall(model, none, calibration_text(), 1) == {"none": "a reason"}
+
+
+def test_a_slice_of_the_needles_runs(tiny: tuple[Any, Any]) -> None:
+    evidence, (model, calibration) = script("kv_cache"), tiny
+    rows = evidence.needles(model, calibration, 700, 1)
+    assert [row["depth"] for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert {"16bit", "plan 2.7", "kivi2", "seed", "tokens"} <= set(rows[0])

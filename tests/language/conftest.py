@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 CHAT = (
@@ -46,6 +52,13 @@ COMMON: dict[str, Any] = {
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {}),  # norms of queries and keys
+    "phi3": (
+        Phi3Config,
+        Phi3ForCausalLM,
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    "gpt2": (GPT2Config, GPT2LMHeadModel, {"num_key_value_heads": 4}),  # positions are added, not turned
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 12}),
     "gemma3": (
         Gemma3TextConfig,
@@ -57,6 +70,15 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
 }
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several threads, much so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +96,45 @@ def make_model() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def llama(make_model: Callable[..., Any]) -> Any:
     return make_model("llama")
+
+
+@pytest.fixture(scope="session")
+def plant_sinks(make_model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function from a token to a model in which it is a sink wherever it stands.
+
+    The token grows a massive activation and then draws attention. One unit of an early MLP answers to the
+    token's mark and writes to channel ``massive``, one of three channels of the residual stream that nothing
+    else writes to. Later keys turn that into a step along the slowest of the rotary pairs, on which every
+    query stands, by channel ``constant``, the same in all tokens.
+    """
+
+    def plant(trigger: int, mark: int = 60, massive: int = 61, constant: int = 62, emergence: int = 1) -> Any:
+        model = make_model(num_hidden_layers=6, initializer_range=0.05)
+        with torch.no_grad():
+            own = [mark, massive, constant]
+            embedding = model.model.embed_tokens.weight
+            embedding[:, own] = 0
+            embedding[trigger, mark] = 8
+            embedding[:, constant] = 1
+            for number, layer in enumerate(model.model.layers):
+                layer.self_attn.o_proj.weight[own] = 0
+                layer.mlp.down_proj.weight[own] = 0
+                if number == emergence:
+                    for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                        projection.weight[0] = 0
+                        projection.weight[0, mark] = 1
+                    layer.mlp.down_proj.weight[:, 0] = 0
+                    layer.mlp.down_proj.weight[massive, 0] = -5
+                for projection, channel, sign in (
+                    (layer.self_attn.q_proj, constant, 1),
+                    (layer.self_attn.k_proj, massive, -1),
+                ):
+                    heads = projection.weight.view(-1, 16, 64)
+                    heads[:, 7] = 0
+                    heads[:, 7, channel] = 0.85 * sign
+        return model
+
+    return plant
 
 
 @pytest.fixture(scope="session")

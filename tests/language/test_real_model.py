@@ -59,7 +59,7 @@ def test_next_token_distributions_stay_close(model: LanguageModel, text: str) ->
     exact = _next_token_log_probabilities(model, ids, DynamicCache(config=config), 1100)
     divergence, agreement, held = {}, {}, {}
     for bits in (4, 2):
-        cache = LowBitCache(config, CachePlan(key_bits=bits, value_bits=bits))
+        cache = LowBitCache(config, CachePlan.uniform(bits, bits))
         found = _next_token_log_probabilities(model, ids, cache, 1100)
         divergence[bits] = float((exact.exp() * (exact - found)).sum(-1).mean())
         agreement[bits] = float((exact.argmax(-1) == found.argmax(-1)).float().mean())
@@ -101,7 +101,7 @@ def test_answers_start_alike(
 
 
 def test_exact_plan_is_bit_equal(model: LanguageModel, text: str) -> None:
-    exact = read(model, text, CachePlan(key_bits=16, value_bits=16))
+    exact = read(model, text, CachePlan.uniform(16, 16))
     plain = read(model, text, cache=_plain)
     first, second = (reading.ask(QUESTIONS[0], max_new_tokens=24) for reading in (exact, plain))
     assert first == second

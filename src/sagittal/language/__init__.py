@@ -1,7 +1,7 @@
 """Transformer language models with a low-bit key-value cache; needs ``pip install sagittal[language]``.
 
 Importing this package imports neither torch nor transformers: a name is loaded when it is first used.
-The pieces under the cache stand in :mod:`sagittal.language.packing` and :mod:`sagittal.language.quantise`.
+The pieces under the cache stand in the modules ``packing``, ``quantise``, ``rope`` and ``rotation``.
 """
 
 from __future__ import annotations
@@ -11,44 +11,86 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sagittal.language.cache import LowBitCache, LowBitLayer, cache_bytes, cache_bytes_16bit
+    from sagittal.language.calibration import Calibration, calibrate
+    from sagittal.language.codec import Codec, Page
+    from sagittal.language.evaluation import Result, Window, evaluate, windows_of
     from sagittal.language.models import LanguageModel, convert_gguf, load_language_model
-    from sagittal.language.pages import Page, PagedStates
-    from sagittal.language.plan import CachePlan
+    from sagittal.language.pages import PagedStates
+    from sagittal.language.plan import CachePlan, Coding, Sinks, load_plan, save_plan
+    from sagittal.language.planner import fit_plan, plan_cache
     from sagittal.language.reading import Answer, Reading, read, split_text
-
-__all__ = [
-    "Answer",
-    "CachePlan",
-    "LanguageModel",
-    "LowBitCache",
-    "LowBitLayer",
-    "Page",
-    "PagedStates",
-    "Reading",
-    "cache_bytes",
-    "cache_bytes_16bit",
-    "convert_gguf",
-    "load_language_model",
-    "read",
-    "split_text",
-]
+    from sagittal.language.sinks import NoSinks, SinkProfile, profile_sinks
+    from sagittal.language.specs import Spec, parse_spec
 
 _HOME = {
     "Answer": "reading",
     "CachePlan": "plan",
+    "Calibration": "calibration",
+    "Codec": "codec",
+    "Coding": "plan",
     "LanguageModel": "models",
     "LowBitCache": "cache",
     "LowBitLayer": "cache",
-    "Page": "pages",
+    "NoSinks": "sinks",
+    "Page": "codec",
     "PagedStates": "pages",
     "Reading": "reading",
+    "Result": "evaluation",
+    "SinkProfile": "sinks",
+    "Sinks": "plan",
+    "Spec": "specs",
+    "Window": "evaluation",
     "cache_bytes": "cache",
     "cache_bytes_16bit": "cache",
+    "calibrate": "calibration",
     "convert_gguf": "models",
+    "evaluate": "evaluation",
+    "fit_plan": "planner",
     "load_language_model": "models",
+    "load_plan": "plan",
+    "parse_spec": "specs",
+    "plan_cache": "planner",
+    "profile_sinks": "sinks",
     "read": "reading",
+    "save_plan": "plan",
     "split_text": "reading",
+    "windows_of": "evaluation",
 }
+__all__ = [
+    "Answer",
+    "CachePlan",
+    "Calibration",
+    "Codec",
+    "Coding",
+    "LanguageModel",
+    "LowBitCache",
+    "LowBitLayer",
+    "NoSinks",
+    "Page",
+    "PagedStates",
+    "Reading",
+    "Result",
+    "SinkProfile",
+    "Sinks",
+    "Spec",
+    "Window",
+    "cache_bytes",
+    "cache_bytes_16bit",
+    "calibrate",
+    "convert_gguf",
+    "evaluate",
+    "fit_plan",
+    "load_language_model",
+    "load_plan",
+    "parse_spec",
+    "plan_cache",
+    "profile_sinks",
+    "read",
+    "save_plan",
+    "split_text",
+    "windows_of",
+]
+
 _EXTRA = frozenset({"gguf", "safetensors", "torch", "transformers"})
 
 

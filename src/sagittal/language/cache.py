@@ -16,49 +16,69 @@ from transformers.cache_utils import (
 )
 
 from sagittal.core.errors import InputError
-from sagittal.language.pages import Layout, PagedStates
-from sagittal.language.plan import EXACT, CachePlan
+from sagittal.language.codec import Codec
+from sagittal.language.pages import PagedStates
+from sagittal.language.plan import EXACT, CachePlan, Coding
+from sagittal.language.rope import Rope, rope_of
+from sagittal.language.sequences import Sequences
 
-__all__ = ["LowBitCache", "LowBitLayer", "cache_bytes", "cache_bytes_16bit"]
+__all__ = ["LowBitCache", "LowBitLayer", "cache_bytes", "cache_bytes_16bit", "check_plan", "fingerprint"]
 
 
 class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
     """Keys and values of one full-attention layer: sinks exact, pages quantised, recent tokens exact.
 
     An update that meets an empty layer returns what it was given, so a prefill is exact. Later updates
-    return the sinks, the dequantised pages and everything newer as it came, the update's own tokens included.
-    Pages are quantised after an update of more than ``plan.residual`` tokens, or one into an empty layer, and
-    otherwise before the next update: so a guess of a few tokens that is cropped away leaves no trace. A token
-    is quantised at most once, and never decoded and encoded again.
+    return the dequantised pages with the sinks in their places, and everything newer as it came. Pages are
+    quantised after an update of more than ``plan.residual`` tokens, or one into an empty layer, and otherwise
+    before the next update: so a guess of a few tokens that is cropped away leaves no trace. A token is
+    quantised at most once, and never decoded and encoded again.
 
     Args:
-        plan: What is kept exact and what is quantised.
-
-    The sinks are the first positions of the cache. In a left-padded batch these are padding in the shorter
-    texts, whose own first tokens then are quantised like any other.
+        plan: What is kept exact and how the rest is coded.
+        index: Which of the model's full-attention layers this is, from 0.
+        rope: The model's position embedding, if it has one.
+        sequences: What the layers of one cache know together about its texts.
     """
 
     is_sliding = False
     is_croppable = True
     is_compileable = False
 
-    def __init__(self, plan: CachePlan | None = None) -> None:
+    def __init__(
+        self,
+        plan: CachePlan | None = None,
+        index: int = 0,
+        rope: Rope | None = None,
+        sequences: Sequences | None = None,
+    ) -> None:
         super().__init__()
-        self.plan = plan or CachePlan()
+        self.plan, self.index, self.rope = plan or CachePlan(), index, rope
+        self.sequences = sequences or Sequences(self.plan.sinks)
         self._states: tuple[PagedStates, PagedStates] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch, heads, width, dtype and device from states of shape ``(B, H, any, D)``.
 
         Raises:
-            InputError: ``plan.value_group`` does not divide the width of the values.
+            InputError: A coding of the plan does not fit the heads or their width.
         """
-        plan = self.plan
-        _check_value_group(plan, value_states.shape[-1])
-        kept = {"sinks": plan.sinks, "residual": plan.residual, "page": plan.page}
-        keys = Layout(bits=plan.key_bits, axis="channel", group=plan.page, **kept)
-        values = Layout(bits=plan.value_bits, axis="token", group=plan.value_group, **kept)
-        self._states = PagedStates.empty(keys, key_states), PagedStates.empty(values, value_states)
+
+        def empty(coding: Coding, like: Tensor) -> PagedStates:
+            codec = None
+            if not coding.exact:
+                codec = Codec(
+                    coding,
+                    heads=like.shape[1],
+                    width=like.shape[3],
+                    page=self.plan.page,
+                    rope=self.rope,
+                    device=like.device,
+                )
+            return PagedStates.empty(codec, self.plan.residual, like)
+
+        keys, values = self.plan.codings(self.index)
+        self._states = empty(keys, key_states), empty(values, value_states)
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
@@ -72,6 +92,7 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
         """Everything the layer holds."""
         for states in self._states or ():
             yield from states.tensors
+        yield from self.sequences.tensors
 
     @property
     def nbytes(self) -> int:
@@ -85,6 +106,16 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
             2 * len(states) * states.recent.shape[0] * states.recent.shape[1] * states.recent.shape[3]
             for states in self._states or ()
         )
+
+    @property
+    def run_length(self) -> int | None:
+        """Tokens that may be added in one update with the same outcome as one by one; None for any number."""
+        rooms = [
+            self.plan.residual + self.plan.page - (states.recent.shape[-2] - states.ready) + 1
+            for states in self._states or ()
+            if states.codec is not None
+        ]
+        return max(1, min(rooms)) if rooms else None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -101,21 +132,52 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
             Keys and values of all tokens so far.
 
         Raises:
-            InputError: A page to quantise holds NaN, infinity, or numbers beyond float16.
+            InputError: A page to quantise holds NaN, infinity, or numbers beyond float16; the layer is named.
         """
         if self._states is None:
             self.lazy_initialization(key_states, value_states)
         assert self._states is not None
-        keys, values = self._states
-        fresh = not len(keys)
+        before, known = self._states, self.sequences.fork()
+        try:
+            return self._update(key_states, value_states)
+        except InputError:
+            self._states = before  # a refused update leaves the layer as it was
+            self.sequences.restore(known)
+            raise
+
+    def _update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._states is not None
+        fresh = not len(self._states[0])
+        self.sequences.observe(self.index, key_states, value_states, fresh=fresh)
         if not fresh:
-            keys, values = keys.settle(), values.settle()
-        keys, values = keys.append(key_states), values.append(value_states)
-        attended = (key_states, value_states) if fresh else (keys.dense(), values.dense())
-        if fresh or key_states.shape[-2] > self.plan.residual:
-            keys, values = keys.settle(), values.settle()
+            self._settle()
+        keys, values = self._states[0].append(key_states), self._states[1].append(value_states)
         self._states = keys, values
+        if fresh:
+            attended = key_states, value_states
+        else:
+            pads = self.sequences.pads
+            attended = keys.dense(pads), values.dense(pads)
+        if fresh or key_states.shape[-2] > self.plan.residual:
+            self._settle()
         return attended
+
+    def _settle(self) -> None:
+        assert self._states is not None
+        settled = []
+        for name, states in zip(("keys", "values"), self._states, strict=True):
+            start = states.quantised
+            kept = self.sequences.kept(self.index, start, start + states.ready) if states.ready else None
+            try:
+                settled.append(states.settle(self.sequences.pads, kept))
+            except InputError as error:
+                raise InputError(
+                    error.problem,
+                    source=f"{name} of full-attention layer {self.index}",
+                    value=error.value,
+                    expected=error.expected,
+                ) from error
+        self._states = settled[0], settled[1]
 
     def get_seq_length(self) -> int:
         """Return how many tokens are held."""
@@ -143,11 +205,13 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
             )
         if self._states is not None and tokens_to_remove:
             self._states = self._states[0].crop(-tokens_to_remove), self._states[1].crop(-tokens_to_remove)
+            self.sequences.crop(self.index, self.get_seq_length())
 
     def reset(self) -> None:
         """Forget all tokens."""
         self._states = None
         self.is_initialized = False
+        self.sequences.reset(self.index)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let batch entry ``i`` go on from what entry ``beam_idx[i]`` held."""
@@ -159,14 +223,14 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
         if self._states is not None:
             numbers = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
             self._states = self._states[0].select(numbers), self._states[1].select(numbers)
+            self.sequences.map(self.index, lambda t: t.index_select(0, numbers.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each batch entry ``repeats`` times."""
         if self._states is not None:
-            self._states = (
-                self._states[0].repeat_interleave(repeats),
-                self._states[1].repeat_interleave(repeats),
-            )
+            keys, values = self._states
+            self._states = keys.repeat_interleave(repeats), values.repeat_interleave(repeats)
+            self.sequences.map(self.index, lambda t: t.repeat_interleave(repeats, dim=0))
 
     def offload(self) -> None:
         """Move everything held to the CPU."""
@@ -177,9 +241,11 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
         if self._states is not None:
             self._move(self.device)
 
-    def fork(self) -> LowBitLayer:
+    def fork(self, sequences: Sequences | None = None) -> LowBitLayer:
         """Return an independent layer that shares the tensors, none of which is ever written to."""
-        return copy.copy(self)
+        twin = copy.copy(self)
+        twin.sequences = sequences or self.sequences.fork()
+        return twin
 
     def _move(self, device: torch.device) -> None:
         if self._states is not None:
@@ -188,45 +254,51 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
 
 
 class LowBitCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """A cache for ``model(..., past_key_values=cache)`` and ``model.generate(..., past_key_values=cache)``.
+    """A cache for ``model.generate(past_key_values=...)`` that follows a plan.
 
-    Full-attention layers become :class:`LowBitLayer`; any other kind (sliding window, chunked, linear,
-    shared) keeps the layer transformers gives it: mixed models work, and their full-attention part shrinks.
-    Works with greedy search, sampling, beams, assisted decoding, chunked prefill and left-padded batches.
+    Full-attention layers are held in few bits; layers of another kind (sliding, chunked, linear) keep
+    transformers' own cache, so hybrid models work.
 
     Args:
         config: The model's configuration.
-        plan: What is kept exact and what is quantised.
+        plan: What is kept exact and how the rest is coded.
 
     Raises:
-        InputError: ``plan.value_group`` does not divide the width of a head; both are named.
+        InputError: The plan was made for another model, has codings for another number of layers, or its
+            groups do not divide the heads; what differs is named.
     """
 
     def __init__(self, config: Any, plan: CachePlan | None = None) -> None:
         self.plan = plan or CachePlan()
         decoder = config.get_text_config(decoder=True)
+        check_plan(self.plan, decoder)
         kinds, arguments = get_layer_types_and_kwargs(decoder)
-        width = getattr(decoder, "head_dim", None)
-        if width is None and getattr(decoder, "num_attention_heads", None):
-            width = decoder.hidden_size // decoder.num_attention_heads
-        if isinstance(width, int) and "full_attention" in kinds:
-            _check_value_group(self.plan, width)
-        super().__init__(
-            layers=[
-                LowBitLayer(self.plan)
-                if kind == "full_attention"
-                else DYNAMIC_LAYER_TYPE_MAPPING[kind](**given)
-                for kind, given in zip(kinds, arguments, strict=True)
-            ]
-        )
+        self.sequences = Sequences(self.plan.sinks)
+        rope = rope_of(decoder, _width(decoder)) if _before_rope(self.plan) else None
+        layers: list[Any] = []
+        for kind, given in zip(kinds, arguments, strict=True):
+            if kind == "full_attention":
+                index = sum(isinstance(layer, LowBitLayer) for layer in layers)
+                layers.append(LowBitLayer(self.plan, index, rope, self.sequences))
+            else:
+                layers.append(DYNAMIC_LAYER_TYPE_MAPPING[kind](**given))
+        super().__init__(layers=layers)
 
     def fork(self) -> LowBitCache:
         """Return an independent cache. Low-bit layers share their tensors; other layers are copied."""
         twin = copy.copy(self)
+        twin.sequences = self.sequences.fork()
         twin.layers = [
-            layer.fork() if isinstance(layer, LowBitLayer) else copy.deepcopy(layer) for layer in self.layers
+            layer.fork(twin.sequences) if isinstance(layer, LowBitLayer) else copy.deepcopy(layer)
+            for layer in self.layers
         ]
         return twin
+
+    @property
+    def run_length(self) -> int | None:
+        """Tokens that may be added in one update with the same outcome as one by one; None for any number."""
+        runs = [run for layer in self.layers if (run := getattr(layer, "run_length", None)) is not None]
+        return min(runs) if runs else None
 
     @property
     def nbytes(self) -> int:
@@ -240,21 +312,32 @@ class LowBitCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def effective_bits(self) -> float:
-        """Bits held for each number of the cache, scales and exact tokens included; NaN while it is empty."""
+        """Bits held for each number of the cache, with scales, tables and exact tokens; NaN while empty."""
         exact = self.nbytes_16bit
         return EXACT * self.nbytes / exact if exact else float("nan")
 
 
-def cache_bytes(cache: Cache) -> int:
+def cache_bytes(cache: Cache, *, exact_bytes: int | None = None) -> int:
     """Return the memory a cache of any kind keeps alive, in bytes.
 
-    Counts whole storages, each once: a view into a larger tensor counts as that tensor.
+    Counts whole storages, each once: a view into a larger tensor counts as that tensor. The tables of a plan,
+    bases and spreads, count too, though caches of one plan could share them.
+
+    Args:
+        cache: The cache.
+        exact_bytes: Count at most so many bytes for each number that is held exactly, in the dtype of the
+            model: 2 tells what a float32 model's cache would take in 16 bits. None counts what is there.
     """
     storages = {}
     for layer in cache.layers:
+        own = _exact(layer)
         for tensor in _tensors(layer):
             storage = tensor.untyped_storage()
-            storages[(str(tensor.device), storage.data_ptr())] = storage.nbytes()
+            place = str(tensor.device), storage.data_ptr()
+            size = storage.nbytes()
+            if exact_bytes is not None and any(tensor is other for other in own):
+                size = size * min(exact_bytes, tensor.element_size()) // tensor.element_size()
+            storages[place] = size
     return sum(storages.values())
 
 
@@ -268,26 +351,87 @@ def cache_bytes_16bit(cache: Cache) -> int:
     )
 
 
+def fingerprint(config: Any) -> dict[str, Any]:
+    """Return the figures of a model's decoder that a plan is made for."""
+    decoder = config.get_text_config(decoder=True)
+    kinds, _ = get_layer_types_and_kwargs(decoder)
+    heads = getattr(decoder, "num_key_value_heads", None) or getattr(decoder, "num_attention_heads", None)
+    return {
+        "model_type": decoder.model_type,
+        "hidden_size": getattr(decoder, "hidden_size", None),
+        "layers": len(kinds),
+        "full_attention_layers": kinds.count("full_attention"),
+        "key_value_heads": heads,
+        "head_width": _width(decoder),
+        "vocabulary": getattr(decoder, "vocab_size", None),
+    }
+
+
+def check_plan(plan: CachePlan, config: Any) -> None:
+    """Refuse a plan that was made for another model.
+
+    Raises:
+        InputError: A figure differs; it is named, with what the model has and what the plan was made for.
+    """
+    found = fingerprint(config)
+    for name, wanted in plan.made_for.items():
+        if name in found and found[name] != wanted:
+            raise InputError(
+                f"the plan was made for another model: {name} differs",
+                value=found[name],
+                expected=str(wanted),
+            )
+    layers = found["full_attention_layers"]
+    for name, codings in (("keys", plan.keys), ("values", plan.values)):
+        if len(codings) not in (1, layers):
+            raise InputError(
+                f"the plan codes the {name} of another number of layers",
+                value=len(codings),
+                expected=f"{layers} full-attention layers",
+            )
+    heads, width = found["key_value_heads"], found["head_width"]
+    for coding in (*plan.keys, *plan.values):
+        size = heads * width if heads and width else 0
+        if size and not coding.exact and coding.scale == "token" and size % min(coding.group, size):
+            raise InputError(
+                f"group does not divide {heads} heads of width {width}",
+                value=f"group {coding.group}",
+                expected=f"a divisor of {size}",
+            )
+
+
+def _width(decoder: Any) -> int:
+    width = getattr(decoder, "head_dim", None)
+    if width is None and getattr(decoder, "num_attention_heads", None):
+        width = decoder.hidden_size // decoder.num_attention_heads
+    return int(width or 0)
+
+
+def _before_rope(plan: CachePlan) -> bool:
+    return any(coding.before_rope for coding in plan.keys)
+
+
+def _exact(layer: Any) -> list[Tensor]:
+    """Return the tensors of a layer that hold keys and values as they came."""
+    if isinstance(layer, LowBitLayer):
+        return [tensor for states in layer.states or () for tensor in (states.kept, states.recent)]
+    held = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return [tensor for tensor in held if isinstance(tensor, Tensor)]
+
+
 def _tensors(layer: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a layer: of a low-bit one, or of one of transformers' own."""
+    """Yield the tensors of a layer: of a low-bit one, or of another kind, also where they are wrapped."""
     if isinstance(layer, LowBitLayer):
         yield from layer.tensors
         return
     found: list[Any] = list(vars(layer).values())
     while found:
         item = found.pop()
-        if isinstance(item, Tensor):
+        if hasattr(item, "__tensor_flatten__"):  # a tensor without numbers of its own
+            found.extend(getattr(item, name) for name in item.__tensor_flatten__()[0])
+        elif isinstance(item, Tensor):
             yield item
         elif isinstance(item, list | tuple):
             found.extend(item)
         elif isinstance(item, dict):
             found.extend(item.values())
-
-
-def _check_value_group(plan: CachePlan, width: int) -> None:
-    if plan.value_bits != EXACT and width % plan.value_group:
-        raise InputError(
-            f"value_group does not divide head_dim {width}",
-            value=f"value_group {plan.value_group}",
-            expected=f"a divisor of {width}",
-        )

@@ -6,12 +6,14 @@ holds the bits ``i*b`` to ``i*b + b - 1``, and bit 0 is the lowest bit of the fi
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from sagittal.core.errors import InputError
 
-__all__ = ["pack", "packed_width", "unpack"]
+__all__ = ["look_up", "pack", "packed_width", "unpack"]
 
 
 def packed_width(length: int, bits: int) -> int:
@@ -68,6 +70,25 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
     Raises:
         InputError: ``bits`` is out of range, or the last axis has not the width of ``length`` codes.
     """
+    _check_bits(bits)
+    return look_up(packed, torch.arange(1 << bits, dtype=torch.uint8, device=packed.device), bits, length)
+
+
+def look_up(packed: Tensor, levels: Tensor, bits: int, length: int) -> Tensor:
+    """Return ``levels[unpack(packed, bits, length)]``, in one step.
+
+    Several codes are looked up at once, as one word: a byte of 1-, 2- or 4-bit codes, 12 bits of 3- or 6-bit
+    ones, 10 bits of 5-bit ones.
+
+    Args:
+        packed: As for :func:`unpack`.
+        levels: One for each code, ``(2**bits,)``.
+        bits: As for :func:`unpack`.
+        length: As for :func:`unpack`.
+
+    Raises:
+        InputError: As for :func:`unpack`.
+    """
     width = packed_width(length, bits)
     if packed.dtype != torch.uint8 or packed.shape[-1] != width:
         raise InputError(
@@ -75,16 +96,34 @@ def unpack(packed: Tensor, bits: int, length: int) -> Tensor:
             value=f"{packed.shape[-1]} {packed.dtype}",
             expected=f"{width} torch.uint8 for {length} codes of {bits} bits",
         )
-    if bits == 8:
-        return packed[..., :length]
-    mask = (1 << bits) - 1
-    if 8 % bits == 0:  # a code lies within one byte
-        codes = torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
-        return codes.flatten(-2)[..., :length]
-    runs = packed.to(torch.int64).reshape(*packed.shape[:-1], width // bits, bits)
-    words = (runs << (torch.arange(bits, device=packed.device) * 8)).sum(-1, keepdim=True)
-    codes = (words >> (torch.arange(8, device=packed.device) * bits)) & mask
-    return codes.to(torch.uint8).flatten(-2)[..., :length]
+    size = _WORD[bits]
+    if size == 8:
+        words = packed.to(torch.int32)
+    else:
+        runs = packed.to(torch.int32).unflatten(-1, (width // bits, bits))
+        words = torch.stack([_word(runs, start, size) for start in range(0, 8 * bits, size)], dim=-1)
+    table = levels[_codes_of_words(bits).to(levels.device)]  # (words, codes a word)
+    found = table.index_select(0, words.flatten())
+    return found.view(*packed.shape[:-1], 8 * width // bits)[..., :length]
+
+
+_WORD = {1: 8, 2: 8, 3: 12, 4: 8, 5: 10, 6: 12, 7: 7, 8: 8}
+
+
+def _word(runs: Tensor, start: int, size: int) -> Tensor:
+    """Return the ``size`` bits from bit ``start`` of each run of bytes."""
+    byte, shift = divmod(start, 8)
+    word = runs[..., byte] >> shift
+    if shift + size > 8:
+        word = word | (runs[..., byte + 1] << (8 - shift))
+    return word & ((1 << size) - 1)
+
+
+@lru_cache
+def _codes_of_words(bits: int) -> Tensor:
+    size = _WORD[bits]
+    words = torch.arange(1 << size)[:, None]
+    return (words >> torch.arange(0, size, bits)) & ((1 << bits) - 1)
 
 
 def _check_bits(bits: int) -> None:

@@ -1,4 +1,4 @@
-"""Quantised pages of a key-value cache, and the keys or values of one layer that are made of them.
+"""The keys, or the values, of one layer: tokens kept exact, quantised pages, and recent tokens.
 
 Everything here is immutable: an operation returns new objects and shares the tensors it does not change.
 """
@@ -12,139 +12,57 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sagittal.language.packing import pack, unpack
-from sagittal.language.plan import EXACT
-from sagittal.language.quantise import Axis, Quantised, dequantise, quantise
+from sagittal.language.codec import Codec, Page
 
-__all__ = ["Layout", "Page", "PagedStates"]
-
-
-@dataclass(frozen=True, eq=False)
-class Page:
-    """Keys or values of successive tokens of one layer, quantised once and for all.
-
-    A page is made of whole groups of tokens; truncating may leave its last group with fewer tokens.
-
-    Args:
-        packed: Codes, uint8, shape ``(B, H, tokens, packed_width(channels, bits))``.
-        scale: float16, ``(B, H, tokens, channels / group)`` by token and ``(B, H, groups, channels)`` by
-            channel.
-        offset: float16, of the shape of ``scale``.
-        bits: Bits a code, 1 to 8.
-        axis: Where a group lies.
-        group: Members of a group.
-        channels: Width of a head.
-    """
-
-    packed: Tensor
-    scale: Tensor
-    offset: Tensor
-    bits: int
-    axis: Axis
-    group: int
-    channels: int
-
-    @classmethod
-    def encode(cls, states: Tensor, *, bits: int, axis: Axis, group: int) -> Page:
-        """Quantise states of shape ``(B, H, tokens, channels)``; see :mod:`sagittal.language.quantise`."""
-        quantised = quantise(states, bits=bits, axis=axis, group=group)
-        packed = pack(quantised.codes, bits)
-        return cls(packed, quantised.scale, quantised.offset, bits, axis, group, states.shape[-1])
-
-    def __len__(self) -> int:
-        return self.packed.shape[-2]
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Everything the page holds."""
-        return self.packed, self.scale, self.offset
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the page's tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    def dequantise(self, dtype: torch.dtype) -> Tensor:
-        """Return the numbers the codes stand for, shape ``(B, H, tokens, channels)``."""
-        codes = unpack(self.packed, self.bits, self.channels)
-        return dequantise(
-            Quantised(codes, self.scale, self.offset), axis=self.axis, group=self.group, dtype=dtype
-        )
-
-    def truncate(self, tokens: int) -> Page:
-        """Keep the first ``tokens`` tokens; their codes stay as they are."""
-        if tokens >= len(self):
-            return self
-        groups = tokens if self.axis == "token" else -(-tokens // self.group)
-        return replace(
-            self,
-            packed=self.packed[:, :, :tokens].clone(),
-            scale=self.scale[:, :, :groups].clone(),
-            offset=self.offset[:, :, :groups].clone(),
-        )
-
-    def map(self, operation: Callable[[Tensor], Tensor]) -> Page:
-        """Apply an operation on the batch axis, or a move to a device, to every tensor."""
-        packed, scale, offset = (operation(tensor) for tensor in self.tensors)
-        return replace(self, packed=packed, scale=scale, offset=offset)
-
-    def select(self, indices: Tensor) -> Page:
-        """Keep the batch entries ``indices``, in that order."""
-        return self.map(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
-
-    def repeat_interleave(self, repeats: int) -> Page:
-        """Repeat each batch entry ``repeats`` times."""
-        return self.map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How one layer's keys, or its values, are held; ``bits`` 16 keeps everything exact."""
-
-    bits: int
-    axis: Axis
-    group: int
-    sinks: int
-    residual: int
-    page: int
+__all__ = ["PagedStates"]
 
 
 @dataclass(frozen=True, eq=False)
 class PagedStates:
-    """Keys or values of one layer: first tokens exact, then pages, then recent tokens exact.
+    """Keys or values of one layer.
 
     Args:
-        layout: What is exact and what is quantised.
-        first: Exact first tokens, ``(B, H, at most layout.sinks, D)``.
-        pages: Quantised tokens, in order.
+        codec: How pages are written and read; None to keep every token exact.
+        residual: Most recent tokens that stay exact, at the least.
+        kept_at: Where in the text the tokens belong that stay exact though their page is quantised, int32,
+            ``(B, n)``, rising, with -1 after a sequence's last.
+        kept: Those tokens, ``(B, H, n, D)``.
+        pages: Quantised tokens, in order. A page grows until a crop cuts it.
         recent: Exact last tokens, ``(B, H, n, D)``.
     """
 
-    layout: Layout
-    first: Tensor
+    codec: Codec | None
+    residual: int
+    kept_at: Tensor
+    kept: Tensor
     pages: tuple[Page, ...]
     recent: Tensor
 
     @classmethod
-    def empty(cls, layout: Layout, like: Tensor) -> PagedStates:
+    def empty(cls, codec: Codec | None, residual: int, like: Tensor) -> PagedStates:
         """Return states without a token, with the batch, heads, width, dtype and device of ``like``."""
         nothing = like.new_empty((*like.shape[:2], 0, like.shape[-1]))
-        return cls(layout, nothing, (), nothing)
+        nowhere = torch.empty((like.shape[0], 0), dtype=torch.int32, device=like.device)
+        return cls(codec, residual, nowhere, nothing, (), nothing)
 
     @cached_property
-    def _quantised_length(self) -> int:
-        return sum(len(page) for page in self.pages)
+    def quantised(self) -> int:
+        """Tokens in pages."""
+        return sum(page.tokens for page in self.pages)
 
     def __len__(self) -> int:
-        return self.first.shape[-2] + self._quantised_length + self.recent.shape[-2]
+        return self.quantised + self.recent.shape[-2]
 
     @property
     def tensors(self) -> Iterator[Tensor]:
-        """Everything held, exact and quantised."""
-        yield self.first
+        """Everything held, exact and quantised, and the tables to read it."""
+        yield self.kept_at
+        yield self.kept
         for page in self.pages:
             yield from page.tensors
         yield self.recent
+        if self.codec is not None:
+            yield from self.codec.tensors
 
     @property
     def nbytes(self) -> int:
@@ -152,57 +70,87 @@ class PagedStates:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def append(self, states: Tensor) -> PagedStates:
-        """Add tokens at the end, exact; the first ones fill the sinks. Nothing is quantised here."""
-        room = 0
-        if self.layout.bits != EXACT and not self.pages and not self.recent.shape[-2]:
-            room = self.layout.sinks - self.first.shape[-2]
+        """Add tokens at the end, exact."""
+        return replace(self, recent=torch.cat([self.recent, states], dim=-2))
+
+    @property
+    def ready(self) -> int:
+        """Tokens that :meth:`settle` would quantise: whole pages beyond ``residual`` recent tokens.
+
+        None until more than ``residual + page`` tokens are exact.
+        """
+        if self.codec is None:
+            return 0
+        recent, page = self.recent.shape[-2], self.codec.page
+        return (recent - self.residual) // page * page if recent > self.residual + page else 0
+
+    def settle(self, pads: Tensor, kept: Tensor | None = None) -> PagedStates:
+        """Quantise the tokens that are :attr:`ready`.
+
+        Args:
+            pads: Padding tokens before each text, ``(B,)``: a token's position is its place less these.
+            kept: Which of the ready tokens stay exact, bool, ``(B, ready)``.
+        """
+        count = self.ready
+        if not count or self.codec is None:
+            return self
+        states = self.recent[:, :, :count]
+        page = self.codec.encode(states, _positions(self.quantised, count, pads), kept)
+        whole = self.pages and self.pages[-1].tokens % self.codec.page == 0
+        pages = (*self.pages[:-1], self.pages[-1].join(page)) if whole else (*self.pages, page)
+        kept_at, saved = self.kept_at, self.kept
+        if kept is not None and bool(kept.any()):
+            places = torch.arange(self.quantised, self.quantised + count, device=kept.device)
+            kept_at, saved = _gather(
+                [(kept_at, saved), (torch.where(kept, places, -1).to(torch.int32), states)]
+            )
         return replace(
-            self,
-            first=torch.cat([self.first, states[:, :, :room]], dim=-2) if room else self.first,
-            recent=torch.cat([self.recent, states[:, :, room:]], dim=-2),
+            self, kept_at=kept_at, kept=saved, pages=pages, recent=self.recent[:, :, count:].clone()
         )
 
-    def settle(self) -> PagedStates:
-        """Quantise whole pages when more than ``residual + page`` recent tokens are exact.
-
-        At least ``residual`` of them stay exact, and fewer than ``residual + page``.
-        """
-        layout, recent = self.layout, self.recent.shape[-2]
-        if layout.bits == EXACT or recent <= layout.residual + layout.page:
-            return self
-        count = (recent - layout.residual) // layout.page * layout.page
-        page = Page.encode(self.recent[:, :, :count], bits=layout.bits, axis=layout.axis, group=layout.group)
-        return replace(self, pages=(*self.pages, page), recent=self.recent[:, :, count:].clone())
-
-    def dense(self) -> Tensor:
-        """Return all tokens, shape ``(B, H, tokens, D)``; the quantised ones as their codes say."""
-        if not self.pages and not self.first.shape[-2]:
+    def dense(self, pads: Tensor) -> Tensor:
+        """Return all tokens, ``(B, H, tokens, D)``: quantised ones as their codes say, kept ones exact."""
+        if not self.pages or self.codec is None:
             return self.recent
-        pages = [page.dequantise(self.recent.dtype) for page in self.pages]
-        return torch.cat([self.first, *pages, self.recent], dim=-2)
+        parts, start = [], 0
+        for page in self.pages:
+            positions = _positions(start, page.tokens, pads)
+            parts.append(self.codec.decode(page, positions, self.recent.dtype))
+            start += page.tokens
+        states = torch.cat([*parts, self.recent], dim=-2)
+        if self.kept_at.shape[1]:
+            row, column = (self.kept_at >= 0).nonzero(as_tuple=True)
+            states[row, :, self.kept_at[row, column].long()] = self.kept[row, :, column]
+        return states
 
     def crop(self, tokens: int) -> PagedStates:
-        """Drop the last ``tokens`` tokens. A page that is cut keeps its codes."""
+        """Drop the last ``tokens`` tokens. A page that is cut within a block grows no more."""
         recent = self.recent.shape[-2]
         if tokens <= 0:
             return self
-        if tokens <= recent:
-            return replace(self, recent=self.recent[:, :, : recent - tokens].clone())
-        keep = max(len(self) - tokens, 0)
-        first = self.first[:, :, :keep].clone() if keep < self.first.shape[-2] else self.first
+        if tokens <= recent or self.codec is None:
+            return replace(self, recent=self.recent[:, :, : max(recent - tokens, 0)].clone())
+        left = keep = max(len(self) - tokens, 0)
         pages: list[Page] = []
-        left = keep - first.shape[-2]
         for page in self.pages:
             if left <= 0:
                 break
-            pages.append(page.truncate(left))
-            left -= len(page)
-        return replace(self, first=first, pages=tuple(pages), recent=self.recent[:, :, :0].clone())
+            pages.append(page.truncate(left, self.codec.page))
+            left -= page.tokens
+        kept_at, kept = _gather([(torch.where(self.kept_at < keep, self.kept_at, -1), self.kept)])
+        return replace(
+            self, kept_at=kept_at, kept=kept, pages=tuple(pages), recent=self.recent[:, :, :0].clone()
+        )
 
     def map(self, operation: Callable[[Tensor], Tensor]) -> PagedStates:
-        """Apply an operation on the batch axis, or a move to a device, to every tensor."""
-        pages = tuple(page.map(operation) for page in self.pages)
-        return replace(self, first=operation(self.first), pages=pages, recent=operation(self.recent))
+        """Apply an operation on the batch axis, or a move to a device, to every tensor of tokens."""
+        return replace(
+            self,
+            kept_at=operation(self.kept_at),
+            kept=operation(self.kept),
+            pages=tuple(page.map(operation) for page in self.pages),
+            recent=operation(self.recent),
+        )
 
     def select(self, indices: Tensor) -> PagedStates:
         """Keep the batch entries ``indices``, in that order."""
@@ -211,3 +159,16 @@ class PagedStates:
     def repeat_interleave(self, repeats: int) -> PagedStates:
         """Repeat each batch entry ``repeats`` times."""
         return self.map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+
+def _positions(start: int, count: int, pads: Tensor) -> Tensor:
+    return (torch.arange(start, start + count, device=pads.device) - pads[:, None]).clamp_min(0)
+
+
+def _gather(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Join tokens with their places, drop those at -1, and close the gaps of each sequence."""
+    at = torch.cat([places for places, _ in parts], dim=1)
+    states = torch.cat([tokens for _, tokens in parts], dim=2)
+    order = (at < 0).to(torch.int8).argsort(dim=1, stable=True)[:, : int((at >= 0).sum(1).max())]
+    where = order[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    return at.gather(1, order), states.gather(2, where)

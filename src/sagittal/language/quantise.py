@@ -1,14 +1,18 @@
-"""Asymmetric uniform quantisation in groups, as pure functions.
+"""Quantisation of components over tokens, as pure functions.
 
-A group keeps two float16 numbers: ``offset``, its smallest value rounded down, and ``scale``, the step
-between two levels rounded up. So every value of the group lies between the lowest and the highest level, and
-none comes back further than half a step away, save for the rounding of the returned dtype. [inference: which
-way the two numbers are rounded; a real-valued offset is that of Hooper et al., KVQuant (2024).]
-Rounding to a level is to the nearest, ties to even.
+Everything here lies component by component: arrays are ``(..., C, T)``, tokens last, because a page's codes
+lie that way in memory. A *group* shares an offset and a scale, both float16: ``offset``, its smallest value
+rounded down, and ``scale``, the width of its range rounded up and divided by the steps. So every value lies
+between the lowest and the highest level, and with uniform levels none comes back further than half a step
+away.
+[inference: which way the two numbers are rounded; a real-valued offset is that of Hooper et al., KVQuant
+(2024).] Rounding to a level is to the nearest, ties to even.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,17 +20,28 @@ from torch import Tensor
 
 from sagittal.core.errors import InputError
 
-__all__ = ["Axis", "Quantised", "dequantise", "quantise"]
+__all__ = [
+    "Along",
+    "Quantised",
+    "dequantise",
+    "gaussian_distortion",
+    "gaussian_levels",
+    "nearest",
+    "quantise",
+]
 
-Axis = Literal["token", "channel"]
-"""Where a group lies: along one token's channels, or along one channel's tokens."""
+Along = Literal["tokens", "components"]
+"""Where a group lies: along one component's tokens, or along one token's components."""
+
+Levels = Mapping[int, Tensor]
+"""For each bit width, its levels from 0 to 1 in rising order."""
 
 
 class Quantised(NamedTuple):
     """Codes with what turns them back into numbers.
 
-    ``codes`` is uint8 of shape ``(..., tokens, channels)``. ``scale`` and ``offset`` are float16 of shape
-    ``(..., tokens, channels / group)`` by token and ``(..., tokens / group, channels)`` by channel.
+    ``codes`` is uint8, ``(..., C, T)``. ``scale`` and ``offset`` are float16, ``(..., C, T / group)`` along
+    tokens and ``(..., C / group, T)`` along components.
     """
 
     codes: Tensor
@@ -34,95 +49,145 @@ class Quantised(NamedTuple):
     offset: Tensor
 
 
-def quantise(states: Tensor, *, bits: int, axis: Axis, group: int) -> Quantised:
-    """Quantise an array of tokens and channels.
+def quantise(
+    states: Tensor, *, bits: Tensor, along: Along, group: int, clip: float = 1.0, levels: Levels | None = None
+) -> Quantised:
+    """Quantise an array of components and tokens.
 
     Args:
-        states: Finite floating-point numbers, shape ``(..., tokens, channels)``.
-        bits: 1 to 8.
-        axis: ``"token"`` puts ``group`` neighbouring channels of one token in a group, ``"channel"`` puts
-            ``group`` successive tokens of one channel in a group.
+        states: Finite floating-point numbers, ``(..., C, T)``.
+        bits: 1 to 8 for each component, ``(C,)``; one number within a group along components.
+        along: Where a group lies.
         group: Members of a group; must divide the axis it lies along.
-
-    Returns:
-        Codes, scale and offset. A constant group has scale zero when float16 holds its value exactly.
+        clip: Both ends of a range are multiplied by this before the levels are laid out (RotateKV: 0.8 at
+            2 bits); 1 clips nothing.
+        levels: Levels of another codebook than the uniform one.
 
     Raises:
-        InputError: Something is not finite, a group does not divide its axis, or a group's offset or scale is
-            beyond what float16 holds (65504): such states are refused and not clipped, because clipping would
-            silently change the model.
+        InputError: A number is out of range or not finite, a group does not divide its axis or mixes bits, or
+            an offset or a scale is beyond what float16 holds (65504): such states are refused and not
+            clipped, because clipping would silently change the model.
     """
-    if bits not in range(1, 9):
-        raise InputError("states cannot be quantised to this width", value=bits, expected="1 to 8 bits")
-    if not states.is_floating_point() or states.ndim < 2:
-        raise InputError(
-            "states cannot be quantised",
-            value=f"{states.dtype}, {states.ndim} axes",
-            expected="floating-point numbers with a token and a channel axis",
-        )
-    grouped, dim = _grouped(states.detach().float(), axis, group)
-    if not grouped.numel():
-        empty = torch.zeros(_per_group_shape(states, axis, group), dtype=torch.float16, device=states.device)
-        return Quantised(torch.zeros_like(states, dtype=torch.uint8), empty, empty.clone())
+    if int(bits.min()) < 1 or int(bits.max()) > 8:
+        raise InputError("states cannot be quantised to this width", value=bits.tolist(), expected="1 to 8")
+    grouped, dim = _grouped(states.detach().float(), along, group)
     low, high = torch.aminmax(grouped, dim=dim, keepdim=True)
     if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):  # both carry a NaN on
         kind = "NaN" if bool(torch.isnan(states).any()) else "infinity"
         raise InputError(
             "states to quantise are not finite", value=kind, expected="finite numbers in every key and value"
         )
-    levels = (1 << bits) - 1
+    low, high = clip * low, clip * high
+    steps = _per_group((1 << bits.to(torch.int64)) - 1, along, group).float()
     offset = _half_below(low)
-    scale = _half_above((high - offset.float()) / levels)
+    scale = _half_above((high - offset.float()) / steps)
     if not bool(torch.isfinite(offset).all() & torch.isfinite(scale).all()):
         raise InputError(
             "states to quantise are beyond float16",
             value=f"{float(low.min()):.6g} to {float(high.max()):.6g}",
             expected="a magnitude, and a step between two levels, of at most 65504",
         )
-    step = torch.where(scale == 0, torch.ones_like(scale), scale).float()
-    codes = ((grouped - offset.float()) / step).round_().clamp_(0, levels).to(torch.uint8)
-    return Quantised(codes.reshape(states.shape), scale.squeeze(dim), offset.squeeze(dim))
+    safe = torch.where(scale == 0, torch.ones_like(scale), scale).float()
+    place = (grouped - offset.float()) / safe  # in steps
+    if levels is None:
+        codes = place.round_().clamp_(min=0).minimum(steps)
+    else:
+        codes = _nearest_of(place / steps, bits, levels, along, group)
+    return Quantised(codes.to(torch.uint8).reshape(states.shape), scale.squeeze(dim), offset.squeeze(dim))
 
 
-def dequantise(quantised: Quantised, *, axis: Axis, group: int, dtype: torch.dtype) -> Tensor:
-    """Turn codes back into numbers, ``offset + code * scale``, computed in float32.
-
-    Args:
-        quantised: As :func:`quantise` returned it. By channel the last group may have lost its last tokens.
-        axis: As given to :func:`quantise`.
-        group: As given to :func:`quantise`.
-        dtype: Dtype of the result.
-
-    Returns:
-        Numbers of shape ``(..., tokens, channels)``.
-    """
+def dequantise(
+    quantised: Quantised, *, bits: Tensor, along: Along, group: int, levels: Levels | None = None
+) -> Tensor:
+    """Turn codes back into float32 numbers ``(..., C, T)``; arguments as for :func:`quantise`."""
     codes, scale, offset = quantised
-    tokens = codes.shape[-2]
-    if axis == "channel" and tokens % group:
-        codes = torch.nn.functional.pad(codes, (0, 0, 0, -tokens % group))
-    grouped, dim = _grouped(codes, axis, group)
-    numbers = torch.addcmul(offset.float().unsqueeze(dim), grouped.float(), scale.float().unsqueeze(dim))
-    return numbers.to(dtype).reshape(codes.shape)[..., :tokens, :]
+    grouped, dim = _grouped(codes, along, group)
+    place = grouped.float()
+    if levels is not None:
+        steps = _per_group((1 << bits.to(torch.int64)) - 1, along, group).float()
+        place = steps * _level_of(codes, bits, levels).reshape(grouped.shape)
+    return torch.addcmul(offset.float().unsqueeze(dim), place, scale.float().unsqueeze(dim)).reshape(
+        codes.shape
+    )
 
 
-def _grouped(states: Tensor, axis: Axis, group: int) -> tuple[Tensor, int]:
+def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
+    """Return the code, uint8, of the nearest of the rising ``levels`` for each number."""
+    return torch.bucketize(numbers.contiguous(), (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+
+
+@lru_cache
+def gaussian_levels(bits: int) -> Tensor:
+    """Return the ``2**bits`` levels that give a standard normal number the least squared error, float32.
+
+    The Lloyd-Max quantiser (Max, 1960; Lloyd, 1982), by fixed-point iteration on the normal distribution.
+    """
+    count = 1 << bits
+    middle = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    levels = 3**0.5 * torch.special.ndtri(middle)  # the density of good levels goes as a third power
+    for _ in range(20_000):
+        edges = torch.cat([-_INFINITY, (levels[1:] + levels[:-1]) / 2, _INFINITY])
+        density = torch.exp(-(edges**2) / 2) / (2 * torch.pi) ** 0.5
+        share = torch.special.ndtr(edges).diff().clamp_min(1e-300)
+        better = -density.diff() / share
+        if float((better - levels).abs().max()) < 1e-9:
+            break
+        levels = better
+    found: Tensor = levels.float()
+    return found
+
+
+@lru_cache
+def gaussian_distortion(bits: int) -> float:
+    """Return the mean squared error of a standard normal number coded by :func:`gaussian_levels`."""
+    if bits == 0:
+        return 1.0
+    levels = gaussian_levels(bits).double()
+    edges = torch.cat([-_INFINITY, (levels[1:] + levels[:-1]) / 2, _INFINITY])
+    return float(1 - (torch.special.ndtr(edges).diff() * levels**2).sum())  # levels are centroids
+
+
+_INFINITY = torch.tensor([torch.inf], dtype=torch.float64)
+
+
+def _grouped(states: Tensor, along: Along, group: int) -> tuple[Tensor, int]:
     """Return the array with its group axis split off, and that axis."""
-    along = -1 if axis == "token" else -2
-    size = states.shape[along]
+    at = -1 if along == "tokens" else -2
+    size = states.shape[at]
     if group < 1 or size % group:
-        name = "channels" if axis == "token" else "tokens"
         raise InputError(
-            f"groups do not divide the {name}", value=f"groups of {group}", expected=f"a divisor of {size}"
+            f"groups do not divide the {along}", value=f"groups of {group}", expected=f"a divisor of {size}"
         )
     shape = list(states.shape)
-    at = len(shape) + along
-    return states.reshape(*shape[:at], size // group, group, *shape[at + 1 :]), along
+    at += len(shape)
+    return states.reshape(*shape[:at], size // group, group, *shape[at + 1 :]), at + 1
 
 
-def _per_group_shape(states: Tensor, axis: Axis, group: int) -> list[int]:
-    shape = list(states.shape)
-    shape[-1 if axis == "token" else -2] //= group
-    return shape
+def _per_group(each: Tensor, along: Along, group: int) -> Tensor:
+    """Spread a number for each component over a grouped array: ``(C, 1, 1)`` or ``(C / group, 1, 1)``."""
+    if along == "tokens":
+        return each[:, None, None]
+    grouped = each.reshape(-1, group)
+    if bool((grouped != grouped[:, :1]).any()):
+        raise InputError("bits differ within a group", value=each.tolist(), expected="one width a group")
+    return grouped[:, :1, None]
+
+
+def _nearest_of(place: Tensor, bits: Tensor, levels: Levels, along: Along, group: int) -> Tensor:
+    each = _per_group(bits, along, group)
+    codes = torch.zeros_like(place, dtype=torch.uint8)
+    for width in bits.unique().tolist():
+        codes = torch.where(each == width, nearest(place, levels[width].to(place)), codes)
+    return codes
+
+
+def _level_of(codes: Tensor, bits: Tensor, levels: Levels) -> Tensor:
+    found = torch.zeros(codes.shape, device=codes.device)
+    for width in bits.unique().tolist():
+        table = torch.zeros(256, device=codes.device)
+        table[: 1 << width] = levels[width].to(table)
+        found = torch.where((bits == width)[:, None], table[codes.long()], found)
+    return found
 
 
 def _half_below(numbers: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as one line of JSON, the last line.")
 ]
 
+_NO_END = 10_000
+"""Columns of what is no terminal."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -31,14 +34,15 @@ def emit(value: Any, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table."""
+    """Print a table: as wide as the terminal, or as it needs to be where there is none."""
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         drawn.add_row(*[str(cell) for cell in row])
-    Console(soft_wrap=not sys.stdout.isatty()).print(drawn)
+    terminal = sys.stdout.isatty()
+    Console(width=None if terminal else _NO_END, soft_wrap=not terminal).print(drawn)
 
 
 def speaks(command: Callable[P, R]) -> Callable[P, R]:

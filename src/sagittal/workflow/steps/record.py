@@ -101,7 +101,7 @@ class ReadRecord(Step):
 
         text: str = inputs["record"]
         model = context.model(self.model)
-        plan = CachePlan(key_bits=self.key_bits, value_bits=self.value_bits)
+        plan = CachePlan.uniform(self.key_bits, self.value_bits)
         parts = split_text(model, text, model.context_length - 2 * RESERVE)
         transcript: list[dict[str, Any]] = []
         cache = {"bytes": 0, "bytes_16bit": 0, "tokens": 0}
