@@ -34,7 +34,7 @@ from sagittal.language.cache import LowBitCache
 from sagittal.language.calibration import Calibration, calibrate
 from sagittal.language.evaluation import Result, evaluate, paired_ratio, windows_of
 from sagittal.language.models import LanguageModel, load_language_model
-from sagittal.language.planner import fit_plan
+from sagittal.language.planner import fit_plan, rate_bound
 from sagittal.language.sinks import SinkProfile, attention_sinks, first_n, precision, recall
 from sagittal.language.specs import parse_spec
 
@@ -147,38 +147,12 @@ def sink_recall(model: LanguageModel, calibration: Calibration, text: str, count
     }
 
 
-def bound(calibration: Calibration, context: int) -> list[dict[str, float]]:
-    """The least nats that any code of independent Gaussian components can cost at so many bits a number.
-
-    Reverse water-filling over all heads of all layers on the covariances weighted by sensitivity; beside it
-    what whole bits and Lloyd-Max codebooks make of the same components. Codes alone: no gains, no tables.
-    """
-    from sagittal.language.planner import _Basis, _sides, water_fill
-    from sagittal.language.quantise import gaussian_distortion
-
-    bases = [
-        _Basis.of(moments, mixed=mixed, sensitivity=True)
-        for moments, mixed in _sides(calibration, True, True)
-    ]
-    variances = np.concatenate([basis.variances.ravel() for basis in bases])
-    layers = len(calibration.keys)
-    table = np.array([gaussian_distortion(b) for b in range(9)])
+def bound(calibration: Calibration) -> list[dict[str, float]]:
+    """The least nats any code can cost, and what whole bits and Lloyd-Max codebooks make of it, by bits."""
     found = []
     for bits in np.arange(0.5, 5.01, 0.25):
-        low, high = variances.min() * 1e-6, variances.max()
-        for _ in range(200):
-            level = np.sqrt(low * high)
-            rate = np.maximum(0, np.log2(variances / level) / 2).mean()
-            low, high = (level, high) if rate > bits else (low, level)
-        dealt, _ = water_fill(variances, int(bits * variances.size))
-        found.append(
-            {
-                "bits": float(bits),
-                "bound": float(np.minimum(variances, level).sum()),
-                "whole_bits": float((variances * table[dealt]).sum()),
-            }
-        )
-    del layers, context
+        least, whole = rate_bound(calibration, float(bits))
+        found.append({"bits": float(bits), "bound": least, "whole_bits": whole})
     return found
 
 
@@ -241,7 +215,7 @@ def measure(
         return {"text": text, "prefill": prefill, "decode": decode, "windows": count, "rows": rows(results)}
 
     yield "sinks", {text: sink_recall(model, calibration, texts[text], 4) for text in texts}
-    yield "bound", bound(calibration, 4160)
+    yield "bound", bound(calibration)
     yield "main", run([*RIVALS[:3], *BUDGETS, *RIVALS[3:]], "wikipedia", 4032, 128, windows)
     yield "shakespeare", run(["kivi2", "kivi4", "plan 2.7", "plan 3.7"], "shakespeare", 4032, 128, 3)
     yield "parts", run(["kivi2", *PARTS], "wikipedia", 4032, 128, 2)

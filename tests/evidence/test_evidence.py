@@ -207,7 +207,7 @@ def test_a_slice_of_the_bound_and_of_the_sinks_runs(tiny: tuple[Any, Any]) -> No
     from sagittal.language.calibration import calibration_text
 
     evidence, (model, calibration) = script("kv_cache"), tiny
-    curve = evidence.bound(calibration, 1040)
+    curve = evidence.bound(calibration)
     assert all(row["bound"] < row["whole_bits"] for row in curve)
     assert all(b["bound"] < a["bound"] for a, b in pairwise(curve))
     found = evidence.sink_recall(model, calibration, calibration_text(), 1)

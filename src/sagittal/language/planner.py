@@ -32,7 +32,7 @@ from sagittal.language.plan import EXACT, CachePlan, Coding, Sinks
 from sagittal.language.quantise import gaussian_distortion
 from sagittal.language.sinks import NoSinks, SinkProfile
 
-__all__ = ["fit_plan", "plan_cache", "water_fill"]
+__all__ = ["fit_plan", "plan_cache", "rate_bound", "water_fill"]
 
 _MOST_BITS = 8
 _RIDGE = 0.02
@@ -173,6 +173,32 @@ def water_fill(variances: Array, bits: int, most: int = _MOST_BITS) -> tuple[Arr
     return dealt.astype(np.uint8).reshape(variances.shape), float(last)
 
 
+def rate_bound(calibration: Calibration, bits: float) -> tuple[float, float]:
+    """Return how few nats codes of so many bits a number can cost: the bound, and this planner's codes.
+
+    The bound is reverse water-filling of independent normal components, over all heads of all layers, on the
+    covariances weighted by sensitivity (Cover and Thomas, 10.3). The second figure is what whole bits and
+    Lloyd-Max codebooks make of the same components. Codes alone: no gains, no tables, nothing exact.
+
+    Args:
+        calibration: What was measured.
+        bits: A number of the cache.
+    """
+    bases = [
+        _Basis.of(moments, mixed=mixed, sensitivity=True)
+        for moments, mixed in _sides(calibration, True, True)
+    ]
+    variances = np.concatenate([basis.variances.ravel() for basis in bases]).clip(1e-300)
+    low, high = math.log(variances.min()) - 2 * math.log(2) * bits, math.log(variances.max())
+    for _ in range(100):
+        level = math.exp((low + high) / 2)
+        rate = np.maximum(0, np.log2(variances / level) / 2).mean()
+        low, high = ((low + high) / 2, high) if rate > bits else (low, (low + high) / 2)
+    dealt, _ = water_fill(variances, math.floor(bits * variances.size))
+    table = np.array([gaussian_distortion(b) for b in range(_MOST_BITS + 1)])
+    return float(np.minimum(variances, level).sum()), float((variances * table[dealt]).sum())
+
+
 @dataclass(frozen=True, eq=False)
 class _Basis:
     """Components of one layer's keys or values: all D of each head, the strongest first."""
@@ -276,17 +302,18 @@ def _deal(
     """Deal bits to all components of a model, and give back what tables turn out not to need."""
     variances = np.stack([basis.variances for basis in bases])
     most = sum(basis.table_bits(np.ones(basis.mean.shape)) for basis in bases)
-    spare = 0.0
+    used = spare = 0.0
     for _ in range(4):
-        dealt, price = water_fill(variances, math.floor((room + spare) * numbers))
+        used = spare
+        dealt, price = water_fill(variances, math.floor((room + used) * numbers))
         tables = sum(basis.table_bits(bits) for basis, bits in zip(bases, dealt, strict=True))
         again = (most - tables) / (numbers * context)
         if abs(again - spare) < 1e-3:
             break
         spare = min(again, spare + 0.5 * (again - spare)) if again < spare else again
-    while tables > most - spare * numbers * context:  # never beyond the budget
-        spare -= 1e-3
-        dealt, price = water_fill(variances, math.floor((room + spare) * numbers))
+    while tables > most - used * numbers * context:  # never beyond the budget
+        used -= 1e-3
+        dealt, price = water_fill(variances, math.floor((room + used) * numbers))
         tables = sum(basis.table_bits(bits) for basis, bits in zip(bases, dealt, strict=True))
     return list(dealt), price
 
