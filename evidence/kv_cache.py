@@ -39,7 +39,14 @@ from sagittal.language.sinks import SinkProfile, attention_sinks, first_n, preci
 from sagittal.language.specs import parse_spec
 
 RESULTS = Path(__file__).parent / "results"
-BUDGETS = {"plan 1.8": 1.8, "plan 2.7": 2.7, "plan 3.7": 3.7, "plan 4.5": 4.5}
+BUDGETS = {
+    "plan 1.8": 1.8,
+    "plan 2.7": 2.7,
+    "plan 3.7": 3.7,
+    "plan 3.9": 3.9,
+    "plan 4.5": 4.5,
+    "plan 4.8": 4.8,
+}
 RIVALS = [
     "kivi2",
     "kivi3",
