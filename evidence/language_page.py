@@ -401,7 +401,7 @@ def page(folder: Path = HERE / "results") -> str:
         "pictures": pictures(results),
         **{
             name.replace(" ", "-"): measured(results, name, [*SHORT, "KL / `kivi2`'s", "KL / `kivi4`'s"])
-            for name in ("shakespeare", "1k", "8k")
+            for name in ("second calibration", "shakespeare", "1k", "8k")
         },
         "parts": parts(results),
         **{
