@@ -230,7 +230,7 @@ def measure(
     yield "kept", run(KEPT, "wikipedia", 896, 128, 4)
     longest = min(8064, model.context_length - 128)
     yield "8k", run(["kivi2", "kivi4", "plan 2.7", "plan 3.7"], "wikipedia", longest, 128, 2)
-    yield "needles", needles(model, calibration, 4000, 2)
+    yield "needles", needles(model, calibration, 4000, 1)
 
 
 def main() -> None:

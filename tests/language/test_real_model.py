@@ -6,7 +6,6 @@ with Python 3.11, torch 2.13 and transformers 5.23 on a CPU.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -105,5 +104,4 @@ def test_exact_plan_is_bit_equal(model: LanguageModel, text: str) -> None:
     exact = read(model, text, CachePlan.uniform(16, 16))
     plain = read(model, text, cache=_plain)
     first, second = (reading.ask(QUESTIONS[0], max_new_tokens=24) for reading in (exact, plain))
-    assert dataclasses.replace(first, cache_bytes=second.cache_bytes) == second
-    assert first.cache_bytes == second.cache_bytes + 8  # where the text begins
+    assert first == second

@@ -148,7 +148,8 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
     def _update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         assert self._states is not None
         fresh = not len(self._states[0])
-        self.sequences.observe(self.index, key_states, value_states, fresh=fresh)
+        if not self.plan.exact:  # else nothing is ever asked of them
+            self.sequences.observe(self.index, key_states, value_states, fresh=fresh)
         if not fresh:
             self._settle()
         keys, values = self._states[0].append(key_states), self._states[1].append(value_states)

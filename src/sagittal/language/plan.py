@@ -211,6 +211,11 @@ class CachePlan:
         keys = Coding(bits=key_bits, scale="channel")
         return cls(keys=(keys,), values=(Coding(bits=value_bits, scale="token", group=group),), **rest)
 
+    @property
+    def exact(self) -> bool:
+        """Whether nothing is quantised anywhere."""
+        return all(coding.exact for coding in (*self.keys, *self.values))
+
     def codings(self, layer: int) -> tuple[Coding, Coding]:
         """Return how the keys and the values of a full-attention layer are held, counted from 0."""
         return self.keys[min(layer, len(self.keys) - 1)], self.values[min(layer, len(self.values) - 1)]

@@ -41,9 +41,8 @@ class Sequences:
 
     @property
     def pads(self) -> Tensor:
-        """Padding tokens before each text, ``(B,)``."""
-        assert self._pads is not None
-        return self._pads
+        """Padding tokens before each text, ``(B,)``; of shape ``(1,)`` where nobody looked for any."""
+        return torch.zeros(1, dtype=torch.int64) if self._pads is None else self._pads
 
     @property
     def tensors(self) -> Iterator[Tensor]:
