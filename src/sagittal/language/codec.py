@@ -191,7 +191,11 @@ class Codec:
         if self._weight is not None:
             states = states * self._weight.float()[:, None]
         if self._basis is not None:
-            return torch.einsum("bhtd,hdr->bhrt", states, self._columns()).flatten(1, 2)
+            columns = self._columns()
+            found = torch.einsum("bhtd,hdr->bhrt", states, columns)
+            # rounded columns are not quite orthogonal: what the strong ones leave would hide the weak ones
+            missed = states - torch.einsum("bhrt,hdr->bhtd", found, columns)
+            return (found + torch.einsum("bhtd,hdr->bhrt", missed, columns)).flatten(1, 2)
         flat = states.transpose(1, 2).flatten(2)  # (B, T, H * D)
         if self.coding.rotation == "hadamard" and not self.coding.order_first:
             flat = rotate_heads(flat, self.coding.heads, self.width)
@@ -250,20 +254,25 @@ class Codec:
         live = (self._bits > 0).to(units.dtype).unflatten(0, (self.heads, -1))[..., None]
         power = (heads.square() * live).sum(2, keepdim=True) / live.sum(1, keepdim=True).clamp_min(1)
         gain = power.sqrt().clamp_min(_TINY) if self.coding.gain else torch.ones_like(power)
-        codes = torch.zeros(units.shape, dtype=torch.uint8, device=units.device)
-        held = torch.zeros_like(units)
-        scaled = (heads / gain).flatten(1, 2)
-        for b, at in zip(self.widths, self._plane, strict=True):
-            levels = self._levels[b].to(units)
-            codes[:, at] = nearest(scaled[:, at], levels)
-            held[:, at] = levels[codes[:, at].long()]
+        codes, held = self._nearest(heads / gain)
         if not self.coding.gain:
             return codes, None, None
         weight = spread.square().unflatten(0, (self.heads, -1))[..., None]
-        shape = held.unflatten(1, (self.heads, -1))
-        best = (weight * heads * shape).sum(2) / (weight * shape.square()).sum(2).clamp_min(_TINY)
-        steps = (best.clamp_min(_TINY).log2() * _GAIN_STEPS).round() + 128
-        return codes, steps.clamp(0, 255).to(torch.uint8), None
+        best = (weight * heads * held).sum(2) / (weight * held.square()).sum(2).clamp_min(_TINY)
+        steps = ((best.clamp_min(_TINY).log2() * _GAIN_STEPS).round() + 128).clamp(0, 255).to(torch.uint8)
+        codes, _ = self._nearest(heads / _gains(steps)[:, :, None])  # again: a gain that is held is rounded
+        return codes, steps, None
+
+    def _nearest(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes of ``(B, H, r, T)`` numbers, ``(B, C, T)``, and the levels they stand for."""
+        assert self._levels is not None
+        flat = units.flatten(1, 2)
+        codes, held = torch.zeros(flat.shape, dtype=torch.uint8, device=flat.device), torch.zeros_like(flat)
+        for b, at in zip(self.widths, self._plane, strict=True):
+            levels = self._levels[b].to(flat)
+            codes[:, at] = nearest(flat[:, at], levels)
+            held[:, at] = levels[codes[:, at].long()]
+        return codes, held.view(units.shape)
 
     # ------------------------------------------------------------------ reading
 
@@ -309,9 +318,7 @@ class Codec:
         components *= self._spread.float().flatten()[:, None]
         if gains is None:
             return components
-        table = torch.exp2((torch.arange(256) - 128) / _GAIN_STEPS).to(device)
-        gain = table[gains.long()]  # a table: the last bit of exp2 depends on how many numbers it is given
-        components.unflatten(1, (self.heads, -1)).mul_(gain[:, :, None])
+        components.unflatten(1, (self.heads, -1)).mul_(_gains(gains)[:, :, None])
         return components
 
     def _back(self, components: Tensor, positions: Tensor) -> Tensor:
@@ -346,6 +353,12 @@ class Codec:
 
 
 _TINY = 1e-12
+
+
+def _gains(steps: Tensor) -> Tensor:
+    # a table: the last bit of exp2 depends on how many numbers it is given
+    table = torch.exp2((torch.arange(256) - 128) / _GAIN_STEPS).to(steps.device)
+    return table[steps.long()]
 
 
 def _half(values: Tensor) -> Tensor:
