@@ -17,8 +17,9 @@ from sagittal.language.plan import EXACT, save_plan
 from sagittal.language.quantise import gaussian_levels
 from sagittal.language.rivals import RIVALS
 from sagittal.language.rotation import rotate_heads
+from sagittal.language.sides import _fitted
 from sagittal.language.sinks import NoSinks, SinkProfile
-from sagittal.language.specs import FALLBACK_SINKS, METHODS, Spec, _fitted, parse_spec
+from sagittal.language.specs import FALLBACK_SINKS, METHODS, Spec, parse_spec
 
 TINY = "group=16,page=8,residual=8"
 PLAIN = [

@@ -44,32 +44,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from transformers.cache_utils import Cache
 
 from sagittal.core.errors import InputError
-from sagittal.core.randomness import generator
 from sagittal.language.cache import LowBitCache, check_plan, fingerprint
 from sagittal.language.calibration import Calibration, Moments, tokenizer_sha256
-from sagittal.language.codec import Codec
 from sagittal.language.evaluation import sixteen_bit
 from sagittal.language.models import LanguageModel
 from sagittal.language.plan import EXACT, CachePlan, Coding, Sinks, load_plan
-from sagittal.language.quantise import gaussian_levels
 from sagittal.language.rivals import RIVALS, rival
-from sagittal.language.rope import Rope, rope_of
-from sagittal.language.rotation import heads_together, rotate_heads
+from sagittal.language.rope import rope_of
+from sagittal.language.sides import REORDERED, Axis, Side, coding_of, group_of
 from sagittal.language.sinks import SinkProfile
 
-__all__ = ["FALLBACK_SINKS", "METHODS", "Side", "Spec", "parse_spec"]
-
-Array = npt.NDArray[Any]
+__all__ = ["FALLBACK_SINKS", "METHODS", "Spec", "parse_spec"]
 
 FALLBACK_SINKS = 5
 """First tokens that ``sinks=predict`` keeps in a model whose sinks cannot be predicted."""
@@ -136,48 +128,6 @@ _DEFAULTS = {
     "clip": "1",
     "bias": "keep",
 }
-_REORDERED = ("reorder", "reorder-first")
-_UNIT_SPREAD = {"keys": 1.0, "values": 1 / 16}  # gains reach from 1/256 to 240 of it
-_FIT_NUMBERS = 1 << 18
-_FIT_STEPS = 100
-
-Axis = Literal["channel", "token", "static", "unit"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Side:
-    """How the keys, or the values, are held: the options of a spec that concern them.
-
-    Args:
-        name: ``keys`` or ``values``.
-        bits: Bits of a code; 16 for exact.
-        axis: What shares a scale.
-        rotation: How channels are mixed.
-        before_rope: Keys are coded before the position embedding.
-        group: Channels of a token that share a scale; ``head`` or ``all`` for as many as those have.
-        codebook: ``uniform``, ``gaussian`` or ``nuq``.
-        outliers: Share of exact numbers, 0 to 0.5.
-        clip: Factor on both ends of a measured range.
-        centred: The calibrated mean is taken off.
-    """
-
-    name: Literal["keys", "values"]
-    bits: int
-    axis: Axis
-    rotation: str
-    before_rope: bool
-    group: int | Literal["head", "all"]
-    codebook: str
-    outliers: float
-    clip: float
-    centred: bool
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether a calibration is needed."""
-        if self.bits == EXACT:
-            return False
-        return self.axis == "static" or self.codebook == "nuq" or self.centred or self.rotation in _REORDERED
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,7 +177,7 @@ class Spec:
         elif self.kind == "codes":
             heads, width = _shape(config)
             for side in self._sides():
-                group = _group(side, heads, width)
+                group = group_of(side, heads, width)
                 if side.axis == "token" and side.bits != EXACT and heads * width % min(group, heads * width):
                     raise InputError(
                         f"group does not divide {heads} heads of width {width}",
@@ -305,8 +255,8 @@ class Spec:
         def codings(side: Side, moments: tuple[Moments, ...] | None) -> tuple[Coding, ...]:
             turn = rope if side.name == "keys" else None
             if moments is None or not side.calibrated:
-                return (_coding(side, None, heads, width, self.page, turn),)
-            return tuple(_coding(side, each, heads, width, self.page, turn) for each in moments)
+                return (coding_of(side, None, heads, width, self.page, turn),)
+            return tuple(coding_of(side, each, heads, width, self.page, turn) for each in moments)
 
         return CachePlan(
             keys=codings(keys, None if calibration is None else calibration.keys),
@@ -390,18 +340,18 @@ def _spec(spec: str, bits: tuple[int, int], base: dict[str, str], given: dict[st
     """Build a spec from options that are good one by one; those of a person come before a method's."""
     chosen = {**_DEFAULTS, **base, **given}
     rotation, bias = chosen["rotation"], chosen["bias"]
-    together = rotation in ("grouped", *_REORDERED)
+    together = rotation in ("grouped", *REORDERED)
     if "rope" not in chosen:
         chosen["rope"] = "before" if together or bias == "remove" else "after"
     if "axis" not in chosen:
         chosen["axis"] = "channel" if rotation == "none" else "token"
-    if rotation in _REORDERED and chosen["rope"] == "after":
+    if rotation in REORDERED and chosen["rope"] == "after":
         _contradiction(
             spec, "rope=after", f"rope=before: rotation={rotation} sorts means, and RoPE turns them"
         )
     if bias == "remove" and chosen["rope"] == "after":
         _contradiction(spec, "rope=after", "rope=before: bias=remove takes off a mean, and RoPE turns it")
-    if bias == "remove" and rotation in _REORDERED:
+    if bias == "remove" and rotation in REORDERED:
         _contradiction(
             spec, "bias=remove", f"bias=keep: rotation={rotation} sorts the means that it takes off"
         )
@@ -461,12 +411,6 @@ def _shape(config: Any) -> tuple[int, int]:
     return int(found["key_value_heads"] or 0), int(found["head_width"] or 0)
 
 
-def _group(side: Side, heads: int, width: int) -> int:
-    if side.group == "head":
-        return width
-    return heads * width if side.group == "all" else side.group
-
-
 def _sinks(wanted: str, calibration: Calibration | None) -> tuple[Sinks, str]:
     """Return which tokens stay exact, and why in words."""
     rule, _, number = wanted.partition(":")
@@ -489,198 +433,3 @@ def _sinks(wanted: str, calibration: Calibration | None) -> tuple[Sinks, str]:
     count = int(number or FALLBACK_SINKS)
     why = f"the first {count} tokens, because sinks cannot be predicted: {calibration.sinks.reason}"
     return Sinks(count=count), why
-
-
-# ---------------------------------------------------------------------- codings
-
-
-def _coding(
-    side: Side, moments: Moments | None, heads: int, width: int, page: int, rope: Rope | None
-) -> Coding:
-    """Return the coding of one layer; ``rope`` is None for values."""
-    if side.bits == EXACT:
-        return Coding(bits=EXACT)
-    mean = moments.mean if side.centred and moments is not None else None
-    coding = Coding(
-        bits=side.bits,
-        scale="token" if side.axis == "token" else "channel",
-        group=min(_group(side, heads, width), heads * width),
-        clip=side.clip,
-        outliers=side.outliers,
-        before_rope=side.before_rope,
-        mean=None if mean is None else mean.astype(np.float32),
-        **_rotation(side, moments, heads, width),
-    )
-    if side.axis == "unit":
-        spread = np.full((heads, width), _UNIT_SPREAD[side.name])
-        return replace(coding, scale="static", levels="gaussian", gain=True, spread=spread)
-    if side.axis == "static":
-        assert moments is not None
-        return _static(side, coding, moments, heads, width, page, rope)
-    if side.codebook == "gaussian":
-        members = page if side.axis == "channel" else coding.group
-        return replace(coding, levels={side.bits: _gaussian_in_range(side.bits, members)})
-    if side.codebook == "nuq":
-        assert moments is not None
-        components, fisher, kept = _components(coding, moments, heads, width, page, rope)
-        low, high = _range(components, side, coding.group, page)
-        levels = _fitted(
-            (components - low) / (high - low), kept * (fisher[:, None] * (high - low) ** 2), side.bits
-        )
-        return replace(coding, levels={side.bits: levels})
-    return coding
-
-
-def _rotation(side: Side, moments: Moments | None, heads: int, width: int) -> dict[str, Any]:
-    if side.rotation == "none":
-        return {}
-    if side.rotation == "hadamard":
-        return {"rotation": "hadamard", "heads": 1}
-    if side.rotation == "random":
-        basis, scale = _random_basis(width)
-        return {"rotation": "basis", "basis": basis, "basis_scale": scale}
-    together = heads_together(heads)
-    if side.rotation == "grouped":
-        return {"rotation": "hadamard", "heads": together}
-    assert moments is not None
-    first = side.rotation == "reorder-first"
-    mean = torch.from_numpy(np.asarray(moments.mean, dtype=np.float64).reshape(-1).copy())
-    if not first:
-        mean = rotate_heads(mean, together, width)
-    order = mean.argsort(stable=True).numpy().astype(np.int16 if len(mean) <= 1 << 15 else np.int32)
-    return {"rotation": "hadamard", "heads": together, "order": order, "order_first": first}
-
-
-def _random_basis(width: int) -> tuple[Array, Array]:
-    """Return a seeded random rotation as int8 columns, ``(1, D, D)``, and their scales, ``(1, D)``."""
-    drawn = generator(0, "specs", "rotation").standard_normal((width, width))
-    basis, upper = np.linalg.qr(drawn)
-    basis = basis * np.sign(np.diag(upper))  # uniform over all rotations and reflections
-    scale = (np.abs(basis).max(0) / 127).astype(np.float16)
-    whole = np.clip(np.round(basis / scale.astype(np.float64)), -127, 127).astype(np.int8)
-    return whole[None], scale[None]
-
-
-def _static(
-    side: Side, coding: Coding, moments: Moments, heads: int, width: int, page: int, rope: Rope | None
-) -> Coding:
-    """Return a coding with thresholds that are fixed beforehand.
-
-    A Gaussian codebook is laid out by mean and standard deviation, another one between two percentiles, which
-    leave out half of the outliers' share on either side.
-    """
-    still = side.name == "values" or side.before_rope  # the mean does not turn with the position
-    if still:
-        coding = replace(coding, mean=np.asarray(moments.mean, dtype=np.float32))
-    components, fisher, kept = _components(coding, moments, heads, width, page, rope)
-    if side.codebook == "gaussian":
-        spread = np.sqrt((components**2 * kept).sum(1) / kept.sum(1).clip(1)).clip(_TINY)
-        levels: str | dict[int, tuple[float, ...]] = "gaussian"
-    else:
-        low, high = np.quantile(components, [side.outliers / 2, 1 - side.outliers / 2], axis=1)
-        if still and side.rotation == "none":
-            middle = (low + high) / 2
-            assert coding.mean is not None
-            coding = replace(coding, mean=coding.mean + middle.reshape(heads, width).astype(np.float32))
-            components = components - middle[:, None]
-            low, high = low - middle, high - middle
-        spread = np.maximum(-low, high).clip(_TINY)
-        if side.codebook == "uniform":
-            levels = {side.bits: tuple(np.linspace(-1, 1, 1 << side.bits).tolist())}
-        else:
-            weights = kept * (fisher * spread**2)[:, None]
-            levels = {side.bits: _fitted(components / spread[:, None], weights, side.bits)}
-    return replace(coding, scale="static", levels=levels, spread=spread.reshape(heads, -1))
-
-
-_TINY = 1e-6
-
-
-def _components(
-    coding: Coding, moments: Moments, heads: int, width: int, page: int, rope: Rope | None
-) -> tuple[Array, Array, Array]:
-    """Return what the sampled states become before they are coded.
-
-    Returns:
-        The components, ``(C, T)``; the Fisher information of each, ``(C,)``; and 0 or 1, ``(C, T)``, for
-        numbers that are held as outliers.
-    """
-    tokens = moments.sample.shape[1]
-    block = min(page, tokens // 8 * 8)
-    if not block:
-        raise InputError("the calibration holds too few tokens", value=tokens, expected="at least 8")
-    codec = Codec(coding, heads=heads, width=width, page=block, rope=rope)
-    used = tokens // block * block
-    positions = torch.arange(used)[None]
-    states = torch.from_numpy(np.ascontiguousarray(moments.sample[:, :used]))[None]
-    if rope is not None:  # a sample of keys is from before RoPE, and a codec is given them after it
-        states = rope.turn(states, positions)
-    components = codec.turned(states, positions)
-    places, _, dense = codec.outliers(components)
-    kept = torch.ones_like(dense)
-    if places is not None:
-        blocks = kept.reshape(1, heads * width, -1, block).transpose(1, 2)  # (1, blocks, C, page)
-        flat = blocks.flatten(-2).scatter(-1, places.long(), 0.0)
-        kept = flat.reshape(blocks.shape).transpose(1, 2).flatten(-2)
-    fisher = _mixed_fisher(coding, np.asarray(moments.fisher, dtype=np.float64), rope)
-    return dense[0].double().numpy(), fisher, kept[0].double().numpy()
-
-
-def _mixed_fisher(coding: Coding, fisher: Array, rope: Rope | None) -> Array:
-    """Return the Fisher information of each component; where channels are mixed, the mean over them."""
-    if coding.rotation != "none":
-        return np.full(fisher.size, fisher.mean())
-    if rope is not None and not coding.before_rope:
-        half = len(rope.frequencies)
-        pairs = (fisher[:, :half] + fisher[:, half : 2 * half]) / 2
-        fisher = np.concatenate([pairs, pairs, fisher[:, 2 * half :]], axis=1)
-    return fisher.reshape(-1)
-
-
-def _range(components: Array, side: Side, group: int, page: int) -> tuple[Array, Array]:
-    """Return both ends of the range of each number's group, ``(C, T)``."""
-    size, tokens = components.shape
-    if side.axis == "token":
-        grouped = components.reshape(size // group, group, tokens)
-        low, high = grouped.min(1, keepdims=True), grouped.max(1, keepdims=True)
-    else:
-        grouped = components.reshape(size, -1, min(page, tokens))
-        low, high = grouped.min(2, keepdims=True), grouped.max(2, keepdims=True)
-    low, high = side.clip * low, side.clip * np.maximum(high, low + _TINY)
-    return tuple(np.broadcast_to(end, grouped.shape).reshape(size, tokens) for end in (low, high))  # type: ignore[return-value]
-
-
-def _gaussian_in_range(bits: int, members: int) -> tuple[float, ...]:
-    """Return Lloyd-Max levels as parts of the range that so many normal numbers are expected to have.
-
-    The expected largest of n is by Blom's formula (Statistical estimates and transformed beta-variables,
-    1958). [inference: that a range measured on a group stands for its standard deviation]
-    """
-    n = max(members, 2)
-    largest = float(torch.special.ndtri(torch.tensor((n - 0.375) / (n + 0.25), dtype=torch.float64)))
-    levels = 0.5 + gaussian_levels(bits).double() / (2 * largest)
-    return tuple(levels.clamp(0, 1).tolist())
-
-
-def _fitted(numbers: Array, weights: Array, bits: int) -> tuple[float, ...]:
-    """Return the ``2**bits`` levels of least weighted squared error, by k-means from even quantiles."""
-    flat, weight = numbers.reshape(-1), np.broadcast_to(weights, numbers.shape).reshape(-1)
-    step = max(1, flat.size // _FIT_NUMBERS)
-    step += 1 - step % 2  # odd, so that no channel is passed over
-    flat, weight = flat[::step], weight[::step]
-    order = np.argsort(flat, kind="stable")
-    flat, weight = flat[order], weight[order]
-    mass = np.concatenate([[0.0], np.cumsum(weight)])
-    moment = np.concatenate([[0.0], np.cumsum(weight * flat)])
-    count = 1 << bits
-    places = np.searchsorted(mass, (np.arange(count) + 0.5) / count * mass[-1]).clip(0, len(flat) - 1)
-    levels = flat[places]
-    for _ in range(_FIT_STEPS):
-        edges = np.searchsorted(flat, (levels[1:] + levels[:-1]) / 2)
-        ends = np.concatenate([[0], edges, [len(flat)]])
-        share, total = np.diff(mass[ends]), np.diff(moment[ends])
-        better = np.where(share > 0, total / np.where(share > 0, share, 1.0), levels)
-        if np.abs(better - levels).max() < 1e-7:
-            break
-        levels = better
-    return tuple(float(level) for level in np.sort(levels))
