@@ -25,6 +25,8 @@ PAGE = HERE.parent / "docs" / "language.md"
 IMAGES = HERE.parent / "docs" / "images"
 MODELS = ("SmolLM2-135M", "Qwen2.5-Coder-0.5B")
 MISSING = "not measured"
+KIND = ", of its kind"
+"""Marks a plan that was fitted on other articles of the encyclopedia that judges."""
 
 Results = dict[str, dict[str, Any]]
 
@@ -221,8 +223,23 @@ def claims(results: Results) -> str:
         ("recall of attention's sinks at least 0.95", lambda _: _recall),
         ("predicting sinks takes less than 1 % of the prefill", lambda _: _overhead),
     ]
-    rows = [[claim, *(judge(name)(result) for name, result in results.items())] for claim, judge in bars]
-    return table(["claim", *results], rows)
+    views = [(name, *view) for name, result in results.items() for view in _views(name, result)]
+    rows = [[claim, *(judge(name)(result) for name, _, result in views)] for claim, judge in bars]
+    return table(["claim", *(title for _, title, _ in views)], rows)
+
+
+def _views(name: str, result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return results with the plans fitted on the manual only, and with those of its kind in their place."""
+    found = []
+    for kind, title in ((False, name), (True, f"{name}, plans of its kind")):
+        rows = []
+        for row in result.get("main", {}).get("rows", []):
+            if not row["spec"].startswith("plan "):
+                rows.append(row)
+            elif row["spec"].endswith(KIND) == kind:
+                rows.append({**row, "spec": row["spec"].removesuffix(KIND)})
+        found.append((title, {**result, "main": {**result.get("main", {}), "rows": rows}}))
+    return found
 
 
 # ---------------------------------------------------------------------- the other parts
@@ -231,18 +248,27 @@ def claims(results: Results) -> str:
 def setup(results: Results) -> str:
     rows = []
     for name, result in results.items():
-        fit = result.get("calibration")
-        rows.append(
-            [name, MISSING, "-", "-"]
-            if fit is None
-            else [
-                name,
-                f"`{result['weights_sha256'][:12]}`",
-                f"{fit['tokens']} tokens of {fit['text']}",
-                f"`{fit['text_sha256'][:12]}`",
-            ]
-        )
-    return table(["model", "sha256 of its weights", "fitted on", "sha256 of these tokens"], rows)
+        fits = [result[part] for part in ("calibration", "calibration of its kind") if part in result]
+        if not fits:
+            rows.append([name, MISSING, "-", "-", "-"])
+        for fit in fits:
+            rows.append(
+                [
+                    name,
+                    f"`{result['weights_sha256'][:12]}`",
+                    f"{fit['tokens'] - fit['own']} tokens of {fit['text']}",
+                    f"{fit['own']} tokens",
+                    f"`{fit['text_sha256'][:12]}`",
+                ]
+            )
+    columns = [
+        "model",
+        "sha256 of its weights",
+        "fitted on",
+        "and written by itself",
+        "sha256 of the text's tokens",
+    ]
+    return table(columns, rows)
 
 
 def parts(results: Results) -> str:
@@ -401,7 +427,7 @@ def page(folder: Path = HERE / "results") -> str:
         "pictures": pictures(results),
         **{
             name.replace(" ", "-"): measured(results, name, [*SHORT, "KL / `kivi2`'s", "KL / `kivi4`'s"])
-            for name in ("second calibration", "shakespeare", "1k", "8k")
+            for name in ("shakespeare", "1k", "8k")
         },
         "parts": parts(results),
         **{
@@ -483,8 +509,15 @@ def figure(folder: Path = HERE / "results", out: Path = IMAGES) -> list[Path]:
         if not rows:
             continue
         picture, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
-        for own, colour, label in ((True, colours[name], "plans"), (False, "#777777", "rivals")):
-            chosen = [row for spec, row in rows.items() if spec.startswith("plan ") == own]
+        kind = {spec: row for spec, row in rows.items() if spec.endswith(KIND)}
+        own = {spec: row for spec, row in rows.items() if spec.startswith("plan ") and spec not in kind}
+        rivals = {spec: row for spec, row in rows.items() if spec not in kind and spec not in own}
+        for group, colour, form, label in (
+            (own, colours[name], "o-", "plans"),
+            (kind, colours[name], "o:", "plans fitted on text of its kind"),
+            (rivals, "#777777", "s", "rivals"),
+        ):
+            chosen = list(group.values())
             chosen.sort(key=lambda row: float(row["effective_bits"]))
             bits, kl = [row["effective_bits"] for row in chosen], [row["kl_mean"] for row in chosen]
             spread = [[row["kl_mean"] - row["kl_interval"][0] for row in chosen]]
@@ -493,18 +526,19 @@ def figure(folder: Path = HERE / "results", out: Path = IMAGES) -> list[Path]:
                 bits,
                 kl,
                 yerr=spread,
-                fmt="o-" if own else "s",
+                fmt=form,
+                markerfacecolor="white" if group is kind else colour,
                 color=colour,
                 markersize=5,
                 capsize=2,
                 label=label,
             )
-            for row, lift in zip(chosen, _lifts(chosen), strict=True):
+            for row, lift in [] if group is kind else zip(chosen, _lifts(chosen), strict=True):
                 axes.annotate(
                     row["spec"],
                     (row["effective_bits"], row["kl_mean"]),
-                    xytext=(-6, -11) if own else (5, 4 + lift),
-                    ha="right" if own else "left",
+                    xytext=(5, 4 + lift) if group is rivals else (-6, -11),
+                    ha="left" if group is rivals else "right",
                     textcoords="offset points",
                     fontsize=7.5,
                     color=colour,

@@ -50,6 +50,7 @@ def test_a_run_that_was_cut_short_still_makes_a_page(tmp_path: Path) -> None:
     text = language.page(tmp_path)
     assert "**held**: 0.100 (0.080 to 0.120); plan 2.7, 2.69 bits against 2.90" in text  # of 0.17
     assert "**not held**: 0.100 (0.080 to 0.120)" in text  # of half of that
+    assert "**held**: 0.050 (0.040 to 0.060); plan 2.7, 2.68 bits against 2.90" in text  # of its kind
     assert "plan 3.7 is no worse than `kivi4` | not measured |" in text
     assert "**not held**: 1 of 2 rivals; `turbo2`, 2.10 bits: no plan at so few" in text
     assert "**not decided**" in text
@@ -76,6 +77,7 @@ def cut_short() -> dict[str, Any]:
         row("kivi2", 2.9, 0.5, None),
         row("turbo2", 2.1, 0.4, [0.8, 0.7, 0.9]),
         row("plan 2.7", 2.69, 0.05, [0.1, 0.08, 0.12]),
+        row("plan 2.7, of its kind", 2.68, 0.025, [0.05, 0.04, 0.06]),
     ]
     return {"main": {"text": "wikipedia", "prefill": 4032, "decode": 128, "windows": 2, "rows": rows}}
 
@@ -163,7 +165,7 @@ def tiny() -> tuple[Any, Any]:
         heads=2,
         width=16,
     )
-    measured = calibrate(model.model, tokenizer, windows=4, length=256)
+    measured = calibrate(model.model, tokenizer, windows=4, length=256, own=2)
     return model, replace(measured, sinks=profile, reads=1)
 
 
@@ -174,18 +176,19 @@ def test_a_slice_of_the_cache_measurement_runs(tiny: tuple[Any, Any]) -> None:
     evidence, (model, calibration) = script("kv_cache"), tiny
     specs = [
         *(spec for spec in evidence.RIVALS if not spec.startswith("hf-")),  # need another extra
-        *("plan 2.7", "plan 3.7", "plan 4.5"),
+        *("plan 2.7", "plan 3.7", "plan 2.7, of its kind"),
         *evidence.PARTS,
         *evidence.KEY_BIAS,
         *evidence.ROTATIONS,
         *evidence.KEPT,
     ]
-    made = evidence.factories(model, calibration, specs, 1040)
+    made = evidence.factories(model, calibration, calibration, specs, 1040)
     assert list(made) == specs
     cut = windows_of(model.tokenizer, calibration_text(), prefill=1024, decode=16, count=1)
     rows = {row["spec"]: row for row in evidence.rows(evaluate(model, cut, made))}
     assert rows["plan 2.7"]["effective_bits"] <= 2.7
     assert rows["the whole method"]["kl_mean"] == rows["plan 2.7"]["kl_mean"]
+    assert rows["plan 2.7, of its kind"]["kl_mean"] == rows["plan 2.7"]["kl_mean"]  # the same calibration
     assert set(rows["kivi2"]["ratios"]) == {"kivi3", "kivi4"}
     assert rows["kivi2"]["ratios"]["kivi4"][0] > 1
     shared = {

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from sagittal.core.errors import InputError
 from sagittal.core.randomness import derive_seed
+from sagittal.language import calibration
 from sagittal.language.calibration import (
     Calibration,
     Moments,
     calibrate,
     calibration_text,
+    own_windows,
     text_windows,
     tokenizer_sha256,
 )
@@ -33,7 +35,9 @@ def _prose(tokens: int, seed: int = 0) -> str:
 
 
 def _measure(model: Any, tokenizer: Any, **changes: Any) -> Calibration:
-    return calibrate(model, tokenizer, **{"text": _prose(700), "windows": 3, "length": 192, **changes})
+    return calibrate(
+        model, tokenizer, **{"text": _prose(700), "windows": 3, "length": 192, "own": 0, **changes}
+    )
 
 
 def _projected(model: Any, ids: list[Tensor], layer: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +83,39 @@ def _agrees(moments: Moments, states: Tensor) -> None:
     np.testing.assert_allclose(moments.covariance, covariance.numpy(), atol=1e-4 * scale)
 
 
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tokens count alike in mean and covariance."""
+    monkeypatch.setattr("sagittal.language.calibration._LOUDEST", 0.0)
+
+
+def test_tokens_where_the_model_looks_count_more() -> None:
+    random = torch.Generator().manual_seed(3)
+    sums = calibration._Sums()
+    weights, held = [], []
+    for tokens in (30, 50):
+        states = torch.randn((2, tokens, 4), generator=random)
+        slope = torch.randn((2, tokens, 4), generator=random)
+        slope[0, 7] *= 100  # one token must not fit all by itself
+        sums.add(
+            states, slope, torch.zeros(tokens, dtype=torch.bool), torch.zeros(tokens, dtype=torch.bool), 8
+        )
+        power = slope.double().square().sum(-1)
+        weights.append(0.5 + 0.5 * (power / power.mean(1, keepdim=True)).clamp(max=20))
+        held.append(states.double())
+    weight, states = torch.cat(weights, dim=1).numpy(), torch.cat(held, dim=1).numpy()
+    assert weight.max() == 10.5
+    found = sums.moments()
+    for head in range(2):
+        mean = np.average(states[head], axis=0, weights=weight[head])
+        np.testing.assert_allclose(found.mean[head], mean, rtol=1e-9)
+        expected = np.cov(states[head], rowvar=False, aweights=weight[head], ddof=0)
+        np.testing.assert_allclose(found.covariance[head], expected, rtol=1e-9, atol=1e-12)
+    assert np.abs(found.mean - states.mean(1)).max() > 0.05  # or the weights would not show
+
+
 @pytest.mark.parametrize("kind", FULL)
+@pytest.mark.usefixtures("alike")
 def test_moments_are_those_of_the_projections(
     make_model: Callable[..., Any], tokenizer: Any, kind: str
 ) -> None:
@@ -101,6 +137,7 @@ def test_moments_are_those_of_the_projections(
             np.testing.assert_allclose(moments.sample, sampled, atol=1e-3 * np.abs(sampled).max())
 
 
+@pytest.mark.usefixtures("alike")
 def test_a_bias_of_keys_shows_in_their_mean(make_model: Callable[..., Any], tokenizer: Any) -> None:
     model = make_model("qwen2")
     plain = _measure(model, tokenizer)
@@ -232,11 +269,48 @@ def test_a_text_of_just_enough_tokens_is_used_whole(llama: Any, tokenizer: Any) 
 
 
 def test_without_a_text_the_manual_of_python_is_read(llama: Any, tokenizer: Any) -> None:
-    own = calibrate(llama, tokenizer, windows=2, length=128)
-    given = calibrate(llama, tokenizer, text=calibration_text(), windows=2, length=128)
+    own = calibrate(llama, tokenizer, windows=2, length=128, own=0)
+    given = calibrate(llama, tokenizer, text=calibration_text(), windows=2, length=128, own=0)
     assert own.text_sha256 == given.text_sha256
     assert "statement" in calibration_text()
     np.testing.assert_array_equal(own.values[2].fisher, given.values[2].fisher)
+
+
+def _certain(make_model: Callable[..., Any]) -> Any:
+    """A model that is sure that token n is followed by token n + 1."""
+    model = make_model("llama")
+    embedding, head = model.get_input_embeddings().weight, model.lm_head.weight
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        unit = torch.nn.functional.normalize(torch.randn(embedding.shape), dim=1)
+        embedding.copy_(unit)
+        head.copy_(4 * unit.roll(1, 0))  # what comes out of the last norm is 8 long
+    return model
+
+
+def test_a_model_writes_what_it_takes_for_text(make_model: Callable[..., Any]) -> None:
+    model = _certain(make_model)
+    windows = own_windows(model, 5, 40, torch.Generator().manual_seed(1))
+    assert [tuple(window.shape) for window in windows] == [(1, 40)] * 5
+    assert len({int(window[0, 0]) for window in windows}) > 1
+    follows = torch.cat([(window[0, 1:] - window[0, :-1]) % 300 == 1 for window in windows])
+    assert float(follows.float().mean()) > 0.9
+    again = own_windows(model, 5, 40, torch.Generator().manual_seed(1))
+    assert all(torch.equal(one, other) for one, other in zip(windows, again, strict=True))
+    assert not torch.equal(windows[0], own_windows(model, 5, 40, torch.Generator().manual_seed(2))[0])
+
+
+def test_windows_of_its_own_are_measured_with_the_text(llama: Any, tokenizer: Any) -> None:
+    plain, found = _measure(llama, tokenizer), _measure(llama, tokenizer, own=2)
+    assert (plain.own, plain.tokens, found.own, found.tokens) == (0, 3 * 192, 2, 5 * 192)
+    assert found.text_sha256 == plain.text_sha256
+    assert found.keys[0].sample.shape[1] == 5 * 191
+    assert np.abs(found.keys[0].covariance - plain.keys[0].covariance).max() > 0
+    said: list[str] = []
+    _measure(llama, tokenizer, own=2, report=said.append)
+    assert said[1:3] == ["writing 2 windows of its own", "measuring sensitivities, window 1 of 5"]
 
 
 def test_it_says_which_model_and_tokenizer_it_is_of(llama: Any, tokenizer: Any) -> None:
@@ -250,6 +324,7 @@ def test_it_says_which_model_and_tokenizer_it_is_of(llama: Any, tokenizer: Any) 
     assert said[-1] == "measuring sensitivities, window 3 of 3"
 
 
+@pytest.mark.usefixtures("alike")
 def test_planted_sinks_are_left_out_of_the_moments(plant_sinks: Callable[..., Any], tokenizer: Any) -> None:
     model = plant_sinks(TRIGGER)
     letters = list(_prose(4 * 256))

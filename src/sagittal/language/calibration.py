@@ -22,10 +22,22 @@ from sagittal.language.cache import fingerprint
 from sagittal.language.rope import Rope, rope_of
 from sagittal.language.sinks import NoSinks, SinkProfile, profile_sinks
 
-__all__ = ["Calibration", "Moments", "calibrate", "calibration_text", "text_windows", "tokenizer_sha256"]
+__all__ = [
+    "Calibration",
+    "Moments",
+    "calibrate",
+    "calibration_text",
+    "own_windows",
+    "text_windows",
+    "tokenizer_sha256",
+]
 
 _SAMPLE = 2048
+_LOUDEST = 20.0
+"""Most that one token's squared gradient counts for, in means: a few must not fit a basis alone."""
 _SINK_WINDOWS = 8
+
+_TINY = 1e-300
 
 Array = npt.NDArray[Any]
 
@@ -33,6 +45,10 @@ Array = npt.NDArray[Any]
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Keys before RoPE, or values, of one layer. H heads of width D; sink tokens are left out.
+
+    Mean and covariance are weighted: a token counts half as any other and half by its squared gradient,
+    because an error matters where the model looks [our own; it takes a tenth to a sixth off the divergence of
+    a plan on text that neither calibrates nor judges].
 
     Args:
         mean: ``(H, D)``.
@@ -63,9 +79,10 @@ class Calibration:
         values: One for each full-attention layer.
         sinks: How the model's sinks are predicted, or why they cannot be.
         reads: The full-attention layer whose values tell the sinks, counted among these layers; None without.
-        tokens: Tokens the text was cut to.
+        tokens: Tokens in all windows.
         length: Tokens of a window.
-        text_sha256: sha256 of the token numbers.
+        text_sha256: sha256 of the token numbers of the text's windows.
+        own: How many more windows the model wrote itself.
         made_for: What a plan made from this is made for.
     """
 
@@ -76,6 +93,7 @@ class Calibration:
     tokens: int
     length: int
     text_sha256: str
+    own: int
     made_for: dict[str, Any]
 
 
@@ -109,6 +127,23 @@ def text_windows(tokenizer: Any, text: str, count: int, length: int) -> list[Ten
     return [ids[:, i * step : i * step + length] for i in range(count)]
 
 
+def own_windows(model: Any, count: int, length: int, generator: torch.Generator) -> list[Tensor]:
+    """Let a model write windows of token numbers, each ``(1, length)``: samples of what it takes for text.
+
+    Each starts with a token drawn evenly from the vocabulary and goes on as the model would, unaltered
+    [as LLM-QAT, arXiv 2305.17888, makes training data; that it was meant for fitting a cache is our own].
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(vocabulary, (count, 1), generator=generator)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        while ids.shape[1] < length:
+            logits = model(ids[:, -1:].to(model.device), past_key_values=cache).logits[:, -1]
+            drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
+            ids = torch.cat([ids, drawn], dim=1)
+    return list(ids.split(1))
+
+
 def calibrate(
     model: Any,
     tokenizer: Any,
@@ -116,12 +151,15 @@ def calibrate(
     text: str | None = None,
     windows: int = 16,
     length: int = 512,
+    own: int = 8,
     report: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Measure a model on a text: moments, sensitivities and sinks.
 
     One forward and one backward pass a window, and two more forward passes for each of the first eight.
-    Deterministic: the tokens drawn for the sensitivities come from a fixed seed.
+    Beside the text stands what the model writes itself, see :func:`own_windows`: a plan fitted to a text of
+    one kind carries over badly to another kind, and this is of all kinds that the model knows.
+    Deterministic for a number of threads: what is drawn comes from a fixed seed.
 
     Args:
         model: A causal language model of transformers.
@@ -129,6 +167,7 @@ def calibrate(
         text: Text of the kind that will be read; None for :func:`calibration_text`. Never text that judges.
         windows: How many windows.
         length: Tokens of each.
+        own: How many windows more the model writes.
         report: Told what is being done.
 
     Raises:
@@ -154,9 +193,12 @@ def calibrate(
     sums = [(_Sums(), _Sums()) for _ in full]
     generator = torch.Generator(device="cpu").manual_seed(derive_seed(0, "calibration"))
     with _frozen(model):
-        for number, window in enumerate(ids):
-            say(f"measuring sensitivities, window {number + 1} of {windows}")
-            _measure(model, window, sinks, full, sums, generator, _SAMPLE // windows)
+        if own:
+            say(f"writing {own} windows of its own")
+        every = ids + (own_windows(model, own, length, generator) if own else [])
+        for number, window in enumerate(every):
+            say(f"measuring sensitivities, window {number + 1} of {len(every)}")
+            _measure(model, window, sinks, full, sums, generator, _SAMPLE // len(every))
     found = [(keys.moments(), values.moments()) for keys, values in sums]
     joined = torch.cat(ids)
     return Calibration(
@@ -164,9 +206,10 @@ def calibrate(
         values=tuple(values for _, values in found),
         sinks=sinks,
         reads=full.index(sinks.layer) if isinstance(sinks, SinkProfile) else None,
-        tokens=joined.numel(),
+        tokens=len(every) * length,
         length=length,
         text_sha256=hashlib.sha256(joined.numpy().tobytes()).hexdigest(),
+        own=own,
         made_for={**fingerprint(model.config), "tokenizer_sha256": tokenizer_sha256(tokenizer)},
     )
 
@@ -192,6 +235,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.count = 0
+        self.weight: Any = 0.0
         self.total: Any = 0.0
         self.square: Any = 0.0
         self.fisher: Any = 0.0
@@ -202,19 +246,23 @@ class _Sums:
     def add(self, states: Tensor, gradients: Tensor, kept: Tensor, late: Tensor, sample: int) -> None:
         """Add ``(H, T, D)`` states; ``kept`` and ``late`` sinks are bool, ``(T,)``."""
         plain, slope = states[:, ~kept].double(), gradients[:, ~kept].double()
+        power = slope.square().sum(2)
+        loud = power / power.mean(1, keepdim=True).clamp_min(_TINY)
+        weight = (1 + loud.clamp_max(_LOUDEST)) / 2
         self.count += plain.shape[1]
-        self.total = self.total + plain.sum(1).numpy()
-        self.square = self.square + torch.einsum("htd,hte->hde", plain, plain).numpy()
+        self.weight = self.weight + weight.sum(1).numpy()
+        self.total = self.total + torch.einsum("ht,htd->hd", weight, plain).numpy()
+        self.square = self.square + torch.einsum("ht,htd,hte->hde", weight, plain, plain).numpy()
         self.fisher = self.fisher + slope.square().sum(1).numpy()
         self.samples.append(plain[:, :: max(1, plain.shape[1] // max(sample, 1))].float().numpy())
         self.sinks.append(states[:, late].transpose(0, 1).float().numpy())
         self.gradients.append(gradients[:, late].transpose(0, 1).float().numpy())
 
     def moments(self) -> Moments:
-        mean = self.total / self.count
+        mean = self.total / self.weight[:, None]
         return Moments(
             mean=mean,
-            covariance=self.square / self.count - np.einsum("hd,he->hde", mean, mean),
+            covariance=self.square / self.weight[:, None, None] - np.einsum("hd,he->hde", mean, mean),
             fisher=self.fisher / self.count,
             sample=np.concatenate(self.samples, axis=1),
             sink_states=np.concatenate(self.sinks),

@@ -5,9 +5,10 @@ The measure is one for the whole model: nats of divergence. To second order an e
 value it is in; so bits are worth comparing everywhere, and go where a bit saves most.
 
 The coding is a transform coding. States, keys before RoPE, have their mean taken off, which removes a key
-bias exactly; channels are weighted by the root of their sensitivity; a principal-component basis of each head
-makes components that do not depend on each other; each is held in whole bits by a Lloyd-Max codebook; a gain
-for each token and head, fitted by least squares, takes up what the fixed scales miss. Bits are dealt one at a
+bias exactly; channels are weighted by the root of their sensitivity; for keys a principal-component basis of
+each head makes components that do not depend on each other, values are held as channels; each component is
+held in whole bits by a Lloyd-Max codebook; a gain for each token and head, fitted by least squares, takes up
+what the fixed scales miss. Bits are dealt one at a
 time to the component in which the next one saves most: reverse water-filling (Cover and Thomas, Elements of
 Information Theory, 10.3) in whole bits. [The combination is our own; its parts are KVQuant's keys before RoPE
 and sensitivities (arXiv 2401.18079), TurboQuant's codebooks (arXiv 2504.19874), KVSink's tokens (arXiv
@@ -92,7 +93,7 @@ def fit_plan(
     context: int,
     *,
     mix_keys: bool = True,
-    mix_values: bool = True,
+    mix_values: bool = False,
     gain: bool = True,
     sensitivity: bool = True,
     sinks: bool = True,
@@ -100,9 +101,12 @@ def fit_plan(
 ) -> CachePlan:
     """Plan a cache from what was measured; arguments as for :func:`plan_cache`.
 
-    The switches leave one part of the method out, to see what it is worth: a basis for keys or for values,
-    gains, sensitivities (all channels alike), predicted sinks (the first four tokens instead). ``window`` is
-    the residual and the page, else the widest whose exact tokens take at most a tenth of the budget.
+    The switches change one part of the method, to see what it is worth: no basis for keys, a basis for values
+    as well, no gains, no sensitivities (all channels alike), no predicted sinks. ``window`` is the residual
+    and the page, else the widest whose exact tokens take at most a tenth of the budget.
+
+    Values have no basis: on text of another kind than the calibration's a basis for values loses more than it
+    gains, with SmolLM2-135M and with Qwen2.5-Coder-0.5B, and costs tables (docs/language.md has the figures).
     """
     heads, width = calibration.keys[0].mean.shape
     layers = len(calibration.keys)
@@ -112,7 +116,10 @@ def fit_plan(
         for moments, mixed in _sides(calibration, mix_keys, mix_values)
     ]
     numbers = 2 * layers * heads * width
-    fixed, parts = _fixed_bits(bases, numbers, context, residual, page, gain)
+    # just before a page is written; codes and gains are only of the tokens before these
+    recent = min(residual + page + 1, context)
+    coded = max(context - recent, 1) / context
+    fixed, parts = _fixed_bits(bases, numbers, context, recent, coded if gain else 0.0)
     kept = _first_guess(calibration, context, sinks)
     for _ in range(8):  # what sinks cost and what a bit is worth depend on each other
         room = budget - fixed - kept.bits(numbers, context, heads * width)
@@ -123,7 +130,7 @@ def fit_plan(
                 value=f"{budget:g} bits at {context} tokens",
                 expected=f"at least {math.ceil(100 * least) / 100:.2f} bits",
             )
-        dealt, price = _deal(bases, room, numbers, context, layers)
+        dealt, price = _deal(bases, room / coded, numbers, coded * context)
         after = _worth_keeping(calibration, bases, dealt, price, context, gain) if sinks else kept
         if after.layers == kept.layers:
             break
@@ -138,7 +145,7 @@ def fit_plan(
         page=page,
         made_for=calibration.made_for,
     )
-    reasons = _reasons(calibration, plan, bases, dealt, budget, context, parts, kept, price)
+    reasons = _reasons(calibration, plan, bases, dealt, budget, context, parts, kept, price, coded)
     reasons |= {
         "sinks": _why_sinks(calibration, kept, sinks),
         "window": _why_window(plan, budget, context, chosen=window is None),
@@ -178,25 +185,32 @@ def rate_bound(calibration: Calibration, bits: float) -> tuple[float, float]:
 
     The bound is reverse water-filling of independent normal components, over all heads of all layers, on the
     covariances weighted by sensitivity (Cover and Thomas, 10.3). The second figure is what whole bits and
-    Lloyd-Max codebooks make of the same components. Codes alone: no gains, no tables, nothing exact.
+    Lloyd-Max codebooks make of this planner's components, values as channels. Codes alone: no gains, no
+    tables, nothing exact.
 
     Args:
         calibration: What was measured.
         bits: A number of the cache.
     """
-    bases = [
-        _Basis.of(moments, mixed=mixed, sensitivity=True)
-        for moments, mixed in _sides(calibration, True, True)
-    ]
-    variances = np.concatenate([basis.variances.ravel() for basis in bases]).clip(1e-300)
+
+    def powers(keys: bool, values: bool) -> Array:
+        bases = [
+            _Basis.of(moments, mixed=mixed, sensitivity=True)
+            for moments, mixed in _sides(calibration, keys, values)
+        ]
+        return np.concatenate([basis.variances.ravel() for basis in bases])
+
+    variances = powers(True, True).clip(1e-300)
     low, high = math.log(variances.min()) - 2 * math.log(2) * bits, math.log(variances.max())
     for _ in range(100):
         level = math.exp((low + high) / 2)
         rate = np.maximum(0, np.log2(variances / level) / 2).mean()
         low, high = ((low + high) / 2, high) if rate > bits else (low, (low + high) / 2)
+    least = float(np.minimum(variances, level).sum())
+    variances = powers(True, False)
     dealt, _ = water_fill(variances, math.floor(bits * variances.size))
     table = np.array([gaussian_distortion(b) for b in range(_MOST_BITS + 1)])
-    return float(np.minimum(variances, level).sum()), float((variances * table[dealt]).sum())
+    return least, float((variances * table[dealt]).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +273,7 @@ class _Kept:
     share: float
 
     def bits(self, numbers: int, context: int, row: int) -> float:
-        """Bits a number that late sinks and the first token cost in all."""
+        """Bits a number that late sinks cost in all."""
         exact = len(self.layers) * self.share * context * 2 * (16 * row + 32)
         return exact / (numbers * context)
 
@@ -277,29 +291,32 @@ def _window(budget: float, context: int) -> tuple[int, int]:
 
 
 def _fixed_bits(
-    bases: list[_Basis], numbers: int, context: int, residual: int, page: int, gain: bool
+    bases: list[_Basis], numbers: int, context: int, recent: int, with_gains: float
 ) -> tuple[float, dict[str, float]]:
-    """Return bits a number, at the context, of all that is no code and no late sink; at most, for tables."""
+    """Return bits a number, at the context, of all that is no code and no late sink; at most, for tables.
+
+    ``recent`` tokens are exact, and a share ``with_gains`` of all has gains.
+    """
     held = numbers * context
     heads, _ = bases[0].mean.shape
-    recent = min(residual + page, context)  # at the worst moment, just before a page is written
     parts = {
         "recent tokens": EXACT * recent / context,
-        "first tokens": EXACT * _FIRST / context,
-        "gains": _GAIN_BITS * heads * len(bases) / numbers if gain else 0.0,
+        "first tokens": _FIRST * (EXACT * numbers + 32 * len(bases)) / held,
+        "gains": _GAIN_BITS * heads * len(bases) / numbers * with_gains,
         "tables": sum(basis.table_bits(np.ones(basis.mean.shape)) for basis in bases) / held,
         "padding and marks": 8 / numbers,
     }
     return sum(parts.values()), parts
 
 
-_FIRST = 1
+_FIRST = 4
 
 
-def _deal(
-    bases: list[_Basis], room: float, numbers: int, context: int, layers: int
-) -> tuple[list[Array], float]:
-    """Deal bits to all components of a model, and give back what tables turn out not to need."""
+def _deal(bases: list[_Basis], room: float, numbers: int, context: float) -> tuple[list[Array], float]:
+    """Deal bits to all components of a model, and give back what tables turn out not to need.
+
+    ``room`` is in bits for each of ``numbers`` numbers of a token, over ``context`` tokens.
+    """
     variances = np.stack([basis.variances for basis in bases])
     most = sum(basis.table_bits(np.ones(basis.mean.shape)) for basis in bases)
     used = spare = 0.0
@@ -366,7 +383,7 @@ def _error(coding: Coding, moments: Moments) -> float:
 
 def _sinks(calibration: Calibration, kept: _Kept, wanted: bool) -> Sinks:
     if not wanted or not isinstance(calibration.sinks, SinkProfile) or not kept.layers:
-        return Sinks(count=_FIRST if wanted else 4)
+        return Sinks(count=_FIRST)
     return Sinks(
         rule="predict",
         count=0,
@@ -393,6 +410,7 @@ def _reasons(
     parts: dict[str, float],
     kept: _Kept,
     price: float,
+    coded: float,
 ) -> dict[str, Any]:
     heads, width = calibration.keys[0].mean.shape
     layers, numbers = len(plan.keys), len(bases) * heads * width
@@ -401,7 +419,7 @@ def _reasons(
         numbers * context
     )
     parts["late sinks"] = kept.bits(numbers, context, heads * width)
-    parts["codes"] = sum(int(bits.sum()) for bits in dealt) / numbers
+    parts["codes"] = coded * sum(int(bits.sum()) for bits in dealt) / numbers
     table = np.array([gaussian_distortion(b) for b in range(_MOST_BITS + 1)])
     rows: list[dict[str, Any]] = [
         {
@@ -430,6 +448,7 @@ def _reasons(
         "calibration": {
             "tokens": calibration.tokens,
             "window": calibration.length,
+            "windows_of_its_own": calibration.own,
             "text_sha256": calibration.text_sha256,
             "late_sink_share": kept.share,
         },
@@ -439,13 +458,15 @@ def _reasons(
 
 def _why_sinks(calibration: Calibration, kept: _Kept, wanted: bool) -> str:
     if not wanted:
-        return "the first four tokens are kept everywhere, as asked for"
+        return "the first four tokens are kept everywhere, and no late sinks, as asked for"
     if isinstance(calibration.sinks, NoSinks):
-        return f"the first token is kept everywhere, because {calibration.sinks.reason}"
+        return f"the first four tokens are kept everywhere, because {calibration.sinks.reason}"
     if not kept.layers:
-        return "the first token is kept everywhere; late sinks are worth less than their bits are elsewhere"
+        return (
+            "the first four tokens are kept everywhere; late sinks are worth less than their bits elsewhere"
+        )
     return (
-        "the first token is kept everywhere; late sinks, as the values of full-attention layer "
+        "the first four tokens are kept everywhere; late sinks, as the values of full-attention layer "
         f"{calibration.reads} tell them, in the layers where their bits save most: {list(kept.layers)}"
     )
 
