@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Everything pip needs to know; add options with e.g. PIP_OPTIONS="--no-index --find-links wheels".
+# Build tools are held to the same versions: old and new pip hear of them by different names.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 OUT ?= demo-out
 
-.PHONY: demo test lint format docs evidence minimal venv clean
+.PHONY: demo test lint format docs evidence minimal sanitize venv clean
+
+# What the extension is made of: a change builds it again.
+NATIVE := $(wildcard native/*.cpp native/*.h native/CMakeLists.txt)
 
 demo: $(VENV)/.installed  ## Run one case, end to end, and print where the report is
 	$(BIN)/sagittal demo --out $(OUT)
@@ -34,21 +40,31 @@ evidence: $(VENV)/.installed-test  ## Measure everything again that needs no fil
 	$(BIN)/python evidence/record_reading.py
 	$(BIN)/python evidence/tables.py
 
-minimal:  ## The package without any extra: it must import, keep cases, and say what is missing
+minimal:  ## The package without any extra and as without a compiler: it must import, keep cases, and say what is missing
 	$(PYTHON) -m venv .venv-minimal
-	.venv-minimal/bin/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS) -c constraints.txt . pytest
+	SKBUILD_WHEEL_CMAKE=false .venv-minimal/bin/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS) \
+		-c constraints.txt . pytest
 	.venv-minimal/bin/python -m pytest tests/minimal --import-mode=importlib -p no:cacheprovider
+
+sanitize: $(VENV)/.installed-test  ## The tests of the extension, built with the address and undefined-behaviour sanitizers
+	$(PIP) nanobind
+	cmake -S native -B build/sanitize -DSAGITTAL_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/sanitize
+	mkdir -p build/plain && mv src/sagittal/_native*.so build/plain/
+	cp build/sanitize/_native*.so src/sagittal/
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest tests/language/test_attend.py; status=$$?; mv build/plain/_native*.so src/sagittal/; exit $$status
 
 venv: $(VENV)/bin/python  ## Only the empty environment, to put a torch build of your own into
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(PIP) -c constraints.txt -e '.[language,imaging,web]'
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-test: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
 	$(PIP) -c constraints.txt -e '.[all,test]'
 	touch $@ $(VENV)/.installed
 

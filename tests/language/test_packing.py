@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.core.errors import InputError
-from sagittal.language.packing import pack, packed_width, unpack
+from sagittal.language.packing import pack, pack_planes, packed_width, unpack
 
 
 @settings(max_examples=80, deadline=None)
@@ -44,3 +44,20 @@ def test_wrong_bits_dtype_and_width_are_refused() -> None:
         pack(torch.tensor([1.0]), 4)
     with pytest.raises(InputError, match="another width"):
         unpack(torch.zeros(4, dtype=torch.uint8), 4, 9)
+
+
+@given(
+    widths=st.lists(st.integers(0, 8), min_size=1, max_size=12),
+    runs=st.integers(1, 5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_planes_are_packed_as_each_alone(widths: list[int], runs: int, seed: int) -> None:
+    bits = torch.tensor(widths, dtype=torch.uint8)
+    draw = torch.rand(2, len(widths), 8 * runs, generator=torch.Generator().manual_seed(seed))
+    codes = (draw * (1 << bits.int())[:, None]).int()
+    planes = [(b, (bits == b).nonzero().flatten()) for b in sorted({*widths} - {0})]
+    found = pack_planes(codes, bits, planes)
+    assert len(found) == len(planes)
+    for plane, (b, at) in zip(found, planes, strict=True):
+        assert torch.equal(plane, pack(codes[:, at], b))
+        assert plane.is_contiguous()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sagittal.language import pages
 from sagittal.language.codec import Codec
 from sagittal.language.pages import PagedStates
 from sagittal.language.plan import Coding
@@ -144,6 +145,65 @@ def test_page_grows_and_is_cut_only_by_a_crop_within_a_block() -> None:
     assert [page.tokens for page in at_edge.pages] == [120]
     within = held.crop(120 - 61).append(_states(60)).settle(NO_PADS)
     assert [page.tokens for page in within.pages] == [61, 56]
+
+
+def test_page_of_a_long_text_grows_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding a block copies at most what a page may hold."""
+    monkeypatch.setattr(pages, "_LARGEST", 32)
+    truth = _states(93)
+    held = _empty().append(truth[:, :, :61]).settle(NO_PADS)
+    assert [page.tokens for page in held.pages] == [32, 24]
+    first = held.pages[0]
+    for part in truth[:, :, 61:].split(8, dim=-2):
+        held = held.append(part).settle(NO_PADS)
+    assert [page.tokens for page in held.pages] == [32, 32, 24]
+    assert held.pages[0] is first
+    monkeypatch.setattr(pages, "_LARGEST", 1024)
+    whole = _empty().append(truth).settle(NO_PADS)
+    assert [page.tokens for page in whole.pages] == [88]
+    assert torch.equal(whole.dense(NO_PADS), held.dense(NO_PADS))
+    cut = held.crop(93 - 50)
+    assert [page.tokens for page in cut.pages] == [32, 18]
+    assert torch.equal(cut.dense(NO_PADS), held.dense(NO_PADS)[:, :, :50])
+
+
+def test_pages_of_blocks_larger_than_a_page_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_LARGEST", 4)
+    held = _empty().append(_states(40)).settle(NO_PADS)
+    assert [page.tokens for page in held.pages] == [8] * 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_block_quantised_ahead_is_read_when_it_is_due(name: str) -> None:
+    held = _empty(CODINGS[name]).append(_states(30))
+    where = torch.zeros(2, 60, dtype=torch.bool)
+    where[0, [1, 20]] = where[1, 26] = True
+    held = held.settle(NO_PADS, _kept(held, where))
+    assert (held.quantised, held.recent.shape[2]) == (24, 6)
+    assert held.ready_in(8) == 0  # the block is not there yet
+    held = held.append(_states(3, seed=1))
+    assert [held.ready_in(spare) for spare in (2, 3, 4)] == [0, 0, 8]
+    early = held.prepare(NO_PADS, where[:, 24:32])
+    assert early.ready_in(4) == 0
+    assert early.ahead is not None
+    assert early.nbytes == held.nbytes + sum(tensor.nbytes for tensor in early.ahead.tensors)
+    assert torch.equal(early.dense(NO_PADS), held.dense(NO_PADS))
+    for change in (
+        lambda s: s,
+        lambda s: s.append(_states(1)).crop(1),
+        lambda s: s.crop(1).append(_states(3, seed=1)[:, :, 2:]),
+        lambda s: s.crop(4).append(torch.cat([_states(30), _states(3, seed=1)], dim=-2)[:, :, -4:]),
+        lambda s: s.select(torch.tensor([1, 0])).select(torch.tensor([1, 0])),
+        lambda s: s.append(_states(20, seed=2)),
+    ):
+        first, second = (change(s).append(_states(4, seed=3)) for s in (early, held))
+        first, second = (s.settle(NO_PADS, _kept(s, where)) for s in (first, second))
+        assert torch.equal(first.dense(NO_PADS), second.dense(NO_PADS))
+        assert first.ahead is None
+        assert first.nbytes == second.nbytes
+    assert early.crop(1).ahead is early.ahead
+    assert early.crop(2).ahead is None  # the block is not whole any more
+    assert early.crop(20).ahead is None
 
 
 @pytest.mark.parametrize("name", NAMES)

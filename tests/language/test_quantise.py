@@ -9,6 +9,7 @@ from torch import Tensor
 from sagittal.core.errors import InputError
 from sagittal.language.quantise import (
     Along,
+    Codebooks,
     Quantised,
     dequantise,
     gaussian_distortion,
@@ -207,3 +208,31 @@ def test_nearest_is_nearest() -> None:
     levels = torch.tensor([-3.0, -1.0, 0.0, 4.0])
     numbers = torch.linspace(-6, 6, 101) + 1e-3
     assert torch.equal(nearest(numbers, levels).long(), (numbers[:, None] - levels).abs().argmin(-1))
+
+
+@settings(max_examples=60)
+@given(
+    books=st.dictionaries(
+        st.integers(1, 8), st.tuples(st.floats(0, 5), st.floats(-1e4, 1e4), st.booleans()), min_size=1
+    ),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_codebooks_find_what_bisection_finds(books: dict[int, tuple[float, float, bool]], seed: int) -> None:
+    """Levels near together and far apart, equal ones too; numbers on edges, beside them, and far away."""
+    levels = {}
+    for bits, (power, middle, gaussian) in books.items():
+        steps = _draw(seed + bits, 1 << bits).abs() ** power
+        levels[bits] = gaussian_levels(bits) if gaussian else (steps.cumsum(0) + middle)
+    rows = [*levels, 0]
+    edges = [(table[1:] + table[:-1]) / 2 for table in levels.values()]
+    near = torch.cat([*edges, _draw(seed, 50), torch.tensor([0.0, 3e38, -3e38])])
+    near = torch.cat([torch.nextafter(near, near + way) for way in (-1, 0, 1)])
+    numbers = near.repeat(2, len(rows), 1)
+    codes, found = Codebooks(levels).nearest(numbers, torch.tensor(rows, dtype=torch.uint8))
+    for at, bits in enumerate(levels):
+        wanted = nearest(near, levels[bits])
+        assert torch.equal(codes[0, at], wanted.int())
+        assert torch.equal(codes[1, at], wanted.int())
+        assert torch.equal(found[1, at], levels[bits][wanted.long()])
+    assert not codes[:, -1].any()
+    assert not found[:, -1].any()

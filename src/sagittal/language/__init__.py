@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sagittal.language.attention import use_low_bit_attention
     from sagittal.language.cache import LowBitCache, LowBitLayer, cache_bytes, cache_bytes_16bit
     from sagittal.language.calibration import Calibration, calibrate
     from sagittal.language.codec import Codec, Page
@@ -54,6 +55,7 @@ _HOME = {
     "read": "reading",
     "save_plan": "plan",
     "split_text": "reading",
+    "use_low_bit_attention": "attention",
     "windows_of": "evaluation",
 }
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "read",
     "save_plan",
     "split_text",
+    "use_low_bit_attention",
     "windows_of",
 ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers.cache_utils import (
 )
 
 from sagittal.core.errors import InputError
+from sagittal.language.attention import NAME, handle
 from sagittal.language.codec import Codec
 from sagittal.language.pages import PagedStates
 from sagittal.language.plan import EXACT, CachePlan, Coding
@@ -25,6 +28,10 @@ from sagittal.language.sequences import Sequences
 __all__ = ["LowBitCache", "LowBitLayer", "cache_bytes", "cache_bytes_16bit", "check_plan", "fingerprint"]
 
 
+_LARGE, _TRIMMED = 1 << 20, 2
+"""Bytes of new keys, and layers, after which freed memory is handed back to the system."""
+
+
 class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
     """Keys and values of one full-attention layer: sinks exact, pages quantised, recent tokens exact.
 
@@ -32,13 +39,16 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
     return the dequantised pages with the sinks in their places, and everything newer as it came. Pages are
     quantised after an update of more than ``plan.residual`` tokens, or one into an empty layer, and otherwise
     before the next update: so a guess of a few tokens that is cropped away leaves no trace. A token is
-    quantised at most once, and never decoded and encoded again.
+    quantised at most once, and never decoded and encoded again. So that no step has the work of all layers at
+    once, layers do it some steps ahead, each at its own; what is read is the same.
 
     Args:
         plan: What is kept exact and how the rest is coded.
         index: Which of the model's full-attention layers this is, from 0.
         rope: The model's position embedding, if it has one.
         sequences: What the layers of one cache know together about its texts.
+        config: The configuration the model's attention goes by, which tells whether it reads packed states
+            (see :func:`~sagittal.language.attention.use_low_bit_attention`).
     """
 
     is_sliding = False
@@ -51,9 +61,10 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
         index: int = 0,
         rope: Rope | None = None,
         sequences: Sequences | None = None,
+        config: Any = None,
     ) -> None:
         super().__init__()
-        self.plan, self.index, self.rope = plan or CachePlan(), index, rope
+        self.plan, self.index, self.rope, self.config = plan or CachePlan(), index, rope, config
         self.sequences = sequences or Sequences(self.plan.sinks)
         self._states: tuple[PagedStates, PagedStates] | None = None
 
@@ -117,6 +128,7 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
         ]
         return max(1, min(rooms)) if rooms else None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -129,7 +141,8 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
             kwargs: Ignored.
 
         Returns:
-            Keys and values of all tokens so far.
+            Keys and values of all tokens so far; where one token is new and the model's attention reads
+            packed states, handles to them.
 
         Raises:
             InputError: A page to quantise holds NaN, infinity, or numbers beyond float16; the layer is named.
@@ -137,7 +150,7 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
         if self._states is None:
             self.lazy_initialization(key_states, value_states)
         assert self._states is not None
-        before, known = self._states, self.sequences.fork()
+        before, known = self._states, self.sequences.known
         try:
             return self._update(key_states, value_states)
         except InputError:
@@ -154,23 +167,29 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
             self._settle()
         keys, values = self._states[0].append(key_states), self._states[1].append(value_states)
         self._states = keys, values
+        pads = self.sequences.pads
         if fresh:
             attended = key_states, value_states
+        elif key_states.shape[-2] == 1 and (keys.pages or values.pages) and self._read_packed:
+            attended = handle(keys, pads), handle(values, pads)
         else:
-            pads = self.sequences.pads
             attended = keys.dense(pads), values.dense(pads)
         if fresh or key_states.shape[-2] > self.plan.residual:
             self._settle()
+            if key_states.nbytes >= _LARGE and self.index % _TRIMMED == _TRIMMED - 1:
+                _give_back()
         return attended
+
+    @property
+    def _read_packed(self) -> bool:
+        return getattr(self.config, "_attn_implementation", None) == NAME
 
     def _settle(self) -> None:
         assert self._states is not None
         settled = []
         for name, states in zip(("keys", "values"), self._states, strict=True):
-            start = states.quantised
-            kept = self.sequences.kept(self.index, start, start + states.ready) if states.ready else None
             try:
-                settled.append(states.settle(self.sequences.pads, kept))
+                settled.append(self._settled(states))
             except InputError as error:
                 raise InputError(
                     error.problem,
@@ -179,6 +198,19 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
                     expected=error.expected,
                 ) from error
         self._states = settled[0], settled[1]
+
+    def _settled(self, states: PagedStates) -> PagedStates:
+        """Quantise what is due, and ahead of its time what would else be due in all layers at once."""
+
+        def kept(count: int) -> Tensor:
+            return self.sequences.kept(self.index, states.quantised, states.quantised + count)
+
+        if count := states.ready:
+            states = states.settle(self.sequences.pads, kept(count))
+        spare = self.index % (min(self.plan.page, self.plan.residual + 1))
+        if count := states.ready_in(spare):
+            states = states.prepare(self.sequences.pads, kept(count))
+        return states
 
     def get_seq_length(self) -> int:
         """Return how many tokens are held."""
@@ -280,7 +312,7 @@ class LowBitCache(Cache):  # type: ignore[misc]  # transformers has no types
         for kind, given in zip(kinds, arguments, strict=True):
             if kind == "full_attention":
                 index = sum(isinstance(layer, LowBitLayer) for layer in layers)
-                layers.append(LowBitLayer(self.plan, index, rope, self.sequences))
+                layers.append(LowBitLayer(self.plan, index, rope, self.sequences, decoder))
             else:
                 layers.append(DYNAMIC_LAYER_TYPE_MAPPING[kind](**given))
         super().__init__(layers=layers)
@@ -406,6 +438,17 @@ def _width(decoder: Any) -> int:
     if width is None and getattr(decoder, "num_attention_heads", None):
         width = decoder.hidden_size // decoder.num_attention_heads
     return int(width or 0)
+
+
+def _give_back() -> None:
+    """Hand freed memory back to the system, where the C library can.
+
+    Small pages are written into gaps that the large tensors of a prefill leave, so that the next ones find no
+    gap: with glibc as it is, a process grows by more than the cache saves.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _before_rope(plan: CachePlan) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor
 
 from sagittal.core.errors import InputError
-from sagittal.language.packing import look_up, pack, unpack
+from sagittal.language.packing import look_up, pack_planes, unpack
 from sagittal.language.plan import Coding
 from sagittal.language.quantise import (
+    Codebooks,
     Levels,
     Quantised,
     dequantise,
     gaussian_levels,
-    nearest,
     quantise,
 )
 from sagittal.language.rope import Rope
@@ -145,6 +146,12 @@ class Codec:
         self.widths = [int(b) for b in flat.unique() if b]
         self._plane = [(flat == b).nonzero().flatten() for b in self.widths]
         self._levels = _levels(coding, self.widths)
+        if coding.scale == "static":
+            assert self._levels is not None
+            shared = coding.levels == "gaussian"
+            self._codebooks = (
+                _normal(tuple(self.widths), device) if shared else Codebooks(self._levels, device)
+            )
 
     @property
     def tensors(self) -> Iterator[Tensor]:
@@ -167,7 +174,7 @@ class Codec:
             InputError: A state is NaN, infinite, or beyond what float16 scales hold.
         """
         components = self.turned(states.float(), positions)
-        if not bool(torch.isfinite(components).all()):
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(components))).all()):  # both carry a NaN on
             kind = "NaN" if bool(torch.isnan(components).any()) else "infinity"
             raise InputError(
                 "states to quantise are not finite",
@@ -179,7 +186,7 @@ class Codec:
         places, outliers, components = self.outliers(components)
         static = self.coding.scale == "static"
         codes, scale, offset = self._static(components) if static else self._measured(components)
-        planes = tuple(pack(codes[:, at], b) for b, at in zip(self.widths, self._plane, strict=True))
+        planes = pack_planes(codes, self._bits, zip(self.widths, self._plane, strict=True))
         return Page(states.shape[-2], planes, scale, offset, places, outliers)
 
     def turned(self, states: Tensor, positions: Tensor) -> Tensor:
@@ -247,32 +254,24 @@ class Codec:
 
     def _static(self, components: Tensor) -> tuple[Tensor, Tensor | None, None]:
         assert self._spread is not None
-        assert self._levels is not None
         spread = self._spread.float().flatten()
         units = components / spread.clamp_min(_TINY)[:, None]
         heads = units.unflatten(1, (self.heads, -1))  # (B, H, r, T)
-        live = (self._bits > 0).to(units.dtype).unflatten(0, (self.heads, -1))[..., None]
-        power = (heads.square() * live).sum(2, keepdim=True) / live.sum(1, keepdim=True).clamp_min(1)
-        gain = power.sqrt().clamp_min(_TINY) if self.coding.gain else torch.ones_like(power)
-        codes, held = self._nearest(heads / gain)
+        scaled = heads
+        if self.coding.gain:
+            live = (self._bits > 0).to(units.dtype).unflatten(0, (self.heads, -1))[..., None]
+            power = (heads.square() * live).sum(2, keepdim=True) / live.sum(1, keepdim=True).clamp_min(1)
+            scaled = heads / power.sqrt().clamp_min(_TINY)
+        codes, shape = self._codebooks.nearest(scaled.flatten(1, 2), self._bits)
         if not self.coding.gain:
             return codes, None, None
+        shape = shape.unflatten(1, (self.heads, -1))
         weight = spread.square().unflatten(0, (self.heads, -1))[..., None]
-        best = (weight * heads * held).sum(2) / (weight * held.square()).sum(2).clamp_min(_TINY)
+        best = (weight * heads * shape).sum(2) / (weight * shape.square()).sum(2).clamp_min(_TINY)
         steps = ((best.clamp_min(_TINY).log2() * _GAIN_STEPS).round() + 128).clamp(0, 255).to(torch.uint8)
-        codes, _ = self._nearest(heads / _gains(steps)[:, :, None])  # again: a gain that is held is rounded
+        scaled = heads / _gains(steps)[:, :, None]  # again: a gain that is held is rounded
+        codes, _ = self._codebooks.nearest(scaled.flatten(1, 2), self._bits)
         return codes, steps, None
-
-    def _nearest(self, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Return codes of ``(B, H, r, T)`` numbers, ``(B, C, T)``, and the levels they stand for."""
-        assert self._levels is not None
-        flat = units.flatten(1, 2)
-        codes, held = torch.zeros(flat.shape, dtype=torch.uint8, device=flat.device), torch.zeros_like(flat)
-        for b, at in zip(self.widths, self._plane, strict=True):
-            levels = self._levels[b].to(flat)
-            codes[:, at] = nearest(flat[:, at], levels)
-            held[:, at] = levels[codes[:, at].long()]
-        return codes, held.view(units.shape)
 
     # ------------------------------------------------------------------ reading
 
@@ -353,6 +352,11 @@ class Codec:
 
 
 _TINY = 1e-12
+
+
+@lru_cache
+def _normal(widths: tuple[int, ...], device: torch.device | None) -> Codebooks:
+    return Codebooks({b: gaussian_levels(b) for b in widths}, device)
 
 
 def _gains(steps: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ holds the bits ``i*b`` to ``i*b + b - 1``, and bit 0 is the lowest bit of the fi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from sagittal.core.errors import InputError
 
-__all__ = ["look_up", "pack", "packed_width", "unpack"]
+__all__ = ["look_up", "pack", "pack_planes", "packed_width", "unpack"]
 
 
 def packed_width(length: int, bits: int) -> int:
@@ -54,6 +55,26 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     runs = codes.to(torch.int64).reshape(*codes.shape[:-1], codes.shape[-1] // 8, 8)
     words = (runs << (torch.arange(8, device=codes.device) * bits)).sum(-1, keepdim=True)
     return ((words >> (torch.arange(bits, device=codes.device) * 8)) & 0xFF).to(torch.uint8).flatten(-2)
+
+
+def pack_planes(codes: Tensor, bits: Tensor, planes: Iterable[tuple[int, Tensor]]) -> tuple[Tensor, ...]:
+    """Pack components of several widths, each as :func:`pack` does, in few steps for all of them.
+
+    Args:
+        codes: ``(B, C, T)``, T a multiple of eight, each code within its component's bits, which is not
+            looked at.
+        bits: Of each component, 0 to 8, ``(C,)``.
+        planes: For each width wanted, the components that have it.
+
+    Returns:
+        For each width, bytes of its components, ``(B, n, T * width / 8)``.
+    """
+    words, shift = codes.to(torch.int64), bits.to(torch.int64)[:, None]
+    for _ in range(3):  # pairs, fours, eights
+        words = words[..., ::2] | words[..., 1::2] << shift
+        shift = 2 * shift
+    run = words[..., None].view(torch.uint8)  # its lowest byte first, as on every machine that torch runs on
+    return tuple(run[:, at, :, :width].flatten(-2) for width, at in planes)
 
 
 def unpack(packed: Tensor, bits: int, length: int) -> Tensor:

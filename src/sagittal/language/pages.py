@@ -16,6 +16,9 @@ from sagittal.language.codec import Codec, Page
 
 __all__ = ["PagedStates"]
 
+_LARGEST = 1024
+"""Tokens of a page to which none are added: adding copies what the page holds."""
+
 
 @dataclass(frozen=True, eq=False)
 class PagedStates:
@@ -27,8 +30,9 @@ class PagedStates:
         kept_at: Where in the text the tokens belong that stay exact though their page is quantised, int32,
             ``(B, n)``, rising, with -1 after a sequence's last.
         kept: Those tokens, ``(B, H, n, D)``.
-        pages: Quantised tokens, in order. A page grows until a crop cuts it.
+        pages: Quantised tokens, in order. A page grows to ``_LARGEST`` tokens, or until a crop cuts it.
         recent: Exact last tokens, ``(B, H, n, D)``.
+        ahead: The first block of ``recent``, quantised ahead of its time, or None. It is not read before.
     """
 
     codec: Codec | None
@@ -37,6 +41,7 @@ class PagedStates:
     kept: Tensor
     pages: tuple[Page, ...]
     recent: Tensor
+    ahead: Page | None = None
 
     @classmethod
     def empty(cls, codec: Codec | None, residual: int, like: Tensor) -> PagedStates:
@@ -61,6 +66,8 @@ class PagedStates:
         for page in self.pages:
             yield from page.tensors
         yield self.recent
+        if self.ahead is not None:
+            yield from self.ahead.tensors
         if self.codec is not None:
             yield from self.codec.tensors
 
@@ -84,6 +91,18 @@ class PagedStates:
         recent, page = self.recent.shape[-2], self.codec.page
         return (recent - self.residual) // page * page if recent > self.residual + page else 0
 
+    def ready_in(self, tokens: int) -> int:
+        """Tokens that :meth:`prepare` may quantise: a block that is :attr:`ready` so many tokens later."""
+        if self.codec is None or self.ahead is not None:
+            return 0
+        recent, page = self.recent.shape[-2], self.codec.page
+        return page if recent >= page and recent + tokens > self.residual + page else 0
+
+    def prepare(self, pads: Tensor, kept: Tensor | None = None) -> PagedStates:
+        """Quantise the first block of recent tokens ahead; arguments as for :meth:`settle`."""
+        assert self.codec is not None
+        return replace(self, ahead=self._encode(0, self.codec.page, pads, kept))
+
     def settle(self, pads: Tensor, kept: Tensor | None = None) -> PagedStates:
         """Quantise the tokens that are :attr:`ready`.
 
@@ -94,19 +113,43 @@ class PagedStates:
         count = self.ready
         if not count or self.codec is None:
             return self
-        states = self.recent[:, :, :count]
-        page = self.codec.encode(states, _positions(self.quantised, count, pads), kept)
-        whole = self.pages and self.pages[-1].tokens % self.codec.page == 0
-        pages = (*self.pages[:-1], self.pages[-1].join(page)) if whole else (*self.pages, page)
+        block = self.codec.page
+        pages = list(self.pages)
+        start = 0 if self.ahead is None else block
+        new = [] if self.ahead is None else [self.ahead]
+        step = max(_LARGEST // block, 1) * block
+        new += [
+            self._encode(at, min(at + step, count), pads, None if kept is None else kept[:, at : at + step])
+            for at in range(start, count, step)
+        ]
+        for page in new:
+            last = pages[-1] if pages else None
+            if last is not None and last.tokens % block == 0 and last.tokens + page.tokens <= _LARGEST:
+                pages[-1] = last.join(page)
+            else:
+                pages.append(page)
         kept_at, saved = self.kept_at, self.kept
         if kept is not None and bool(kept.any()):
             places = torch.arange(self.quantised, self.quantised + count, device=kept.device)
             kept_at, saved = _gather(
-                [(kept_at, saved), (torch.where(kept, places, -1).to(torch.int32), states)]
+                [
+                    (kept_at, saved),
+                    (torch.where(kept, places, -1).to(torch.int32), self.recent[:, :, :count]),
+                ]
             )
         return replace(
-            self, kept_at=kept_at, kept=saved, pages=pages, recent=self.recent[:, :, count:].clone()
+            self,
+            kept_at=kept_at,
+            kept=saved,
+            pages=tuple(pages),
+            recent=self.recent[:, :, count:].clone(),
+            ahead=None,
         )
+
+    def _encode(self, start: int, end: int, pads: Tensor, kept: Tensor | None) -> Page:
+        assert self.codec is not None
+        positions = _positions(self.quantised + start, end - start, pads)
+        return self.codec.encode(self.recent[:, :, start:end].contiguous(), positions, kept)
 
     def dense(self, pads: Tensor) -> Tensor:
         """Return all tokens, ``(B, H, tokens, D)``: quantised ones as their codes say, kept ones exact."""
@@ -129,7 +172,9 @@ class PagedStates:
         if tokens <= 0:
             return self
         if tokens <= recent or self.codec is None:
-            return replace(self, recent=self.recent[:, :, : max(recent - tokens, 0)].clone())
+            left = max(recent - tokens, 0)
+            ahead = self.ahead if self.codec is not None and left >= self.codec.page else None
+            return replace(self, recent=self.recent[:, :, :left].clone(), ahead=ahead)
         left = keep = max(len(self) - tokens, 0)
         pages: list[Page] = []
         for page in self.pages:
@@ -139,7 +184,12 @@ class PagedStates:
             left -= page.tokens
         kept_at, kept = _gather([(torch.where(self.kept_at < keep, self.kept_at, -1), self.kept)])
         return replace(
-            self, kept_at=kept_at, kept=kept, pages=tuple(pages), recent=self.recent[:, :, :0].clone()
+            self,
+            kept_at=kept_at,
+            kept=kept,
+            pages=tuple(pages),
+            recent=self.recent[:, :, :0].clone(),
+            ahead=None,
         )
 
     def map(self, operation: Callable[[Tensor], Tensor]) -> PagedStates:
@@ -150,6 +200,7 @@ class PagedStates:
             kept=operation(self.kept),
             pages=tuple(page.map(operation) for page in self.pages),
             recent=operation(self.recent),
+            ahead=None if self.ahead is None else self.ahead.map(operation),
         )
 
     def select(self, indices: Tensor) -> PagedStates:

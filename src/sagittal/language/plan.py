@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -109,7 +110,7 @@ class Coding:
         if (self.rotation == "basis") != (self.basis is not None and self.basis_scale is not None):
             raise InputError("a basis and the rotation do not agree", value=self.rotation)
 
-    @property
+    @cached_property
     def exact(self) -> bool:
         """Whether nothing is quantised."""
         return bool(np.all(np.equal(self.bits, EXACT)))
@@ -211,7 +212,7 @@ class CachePlan:
         keys = Coding(bits=key_bits, scale="channel")
         return cls(keys=(keys,), values=(Coding(bits=value_bits, scale="token", group=group),), **rest)
 
-    @property
+    @cached_property
     def exact(self) -> bool:
         """Whether nothing is quantised anywhere."""
         return all(coding.exact for coding in (*self.keys, *self.values))

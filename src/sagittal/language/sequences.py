@@ -115,9 +115,14 @@ class Sequences:
         if sinks:
             self._marked = None
 
-    def restore(self, known: Sequences) -> None:
-        """Go back to what a fork knows."""
-        self._pads, self._marked = known._pads, known._marked
+    @property
+    def known(self) -> tuple[Tensor | None, Tensor | None]:
+        """What :meth:`restore` goes back to."""
+        return self._pads, self._marked
+
+    def restore(self, known: tuple[Tensor | None, Tensor | None]) -> None:
+        """Go back to what was known."""
+        self._pads, self._marked = known
 
     def fork(self) -> Sequences:
         """Return an independent object that shares the tensors, none of which is ever written to."""

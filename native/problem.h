@@ -1,0 +1,109 @@
+// What a kernel is given: plain pointers, every one checked against its size before a kernel runs (module.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace sagittal {
+
+constexpr int kTile = 16;    // tokens of a tile: the lanes of a vector
+constexpr int kStage = 16;   // tiles whose codes are copied together before they are unpacked
+constexpr int kGroup = 4;    // tiles of keys that are turned together; divides kStage
+constexpr int kSpan = 1024;  // tokens of a work item, about: it fixes the order of all sums
+constexpr int kAhead = 16;   // bytes behind staged codes that unpacking may read
+
+enum class Scale { fixed, channel, token };
+enum class Number { f32, bf16, f16 };
+
+// Rows of one plane that belong to one head and share a scale.
+struct Run {
+  int plane, bits;
+  int row;    // first row in the plane
+  int count;  // rows
+  int first;  // place of the first among the head's components, in plane order
+  int group;  // of components that share a token's scale
+};
+
+// A codec's tables, for all heads. A head's components are listed in plane order.
+struct Coding {
+  int heads, width, components, page;
+  Scale scale;
+  int group;
+  bool gain, turned;
+  std::vector<int> bits;                 // of each plane
+  std::vector<int> rows;                 // of each plane
+  std::vector<std::vector<Run>> runs;    // [head]
+  std::vector<std::vector<int>> order;   // [head]: components that hold codes
+  std::vector<std::vector<float>> levels;  // [plane]: at least 16, repeated
+  std::vector<std::vector<uint16_t>> words;  // [plane]: levels / shrink as bfloat16, 64, repeated; or none
+  std::vector<float> shrink;                 // [plane]
+  std::vector<float> factor;   // (heads, components): spread and basis scale; ones if not static
+  std::vector<float> inverse;  // (heads, width): 1 / weight
+  std::vector<float> mean;     // (heads, width)
+  const int8_t* basis = nullptr;  // (heads or 1, width, components)
+  bool shared = false;            // one basis for all heads
+
+  const int8_t* basis_of(int head) const {
+    return basis + (shared ? 0 : std::size_t(head) * width * components);
+  }
+};
+
+struct Page {
+  int64_t start, tokens, held;
+  std::vector<const uint8_t*> planes;  // [plane]: (batch, rows, held * bits / 8)
+  const uint8_t* gain = nullptr;       // (batch, heads, held)
+  const uint16_t* scale = nullptr;     // float16, (batch, components, blocks) or (batch, groups, held)
+  const uint16_t* offset = nullptr;
+};
+
+// Keys or values of one layer.
+struct Side {
+  const Coding* coding = nullptr;  // none: all tokens are in recent
+  int width = 0;
+  std::vector<Page> pages;
+  int64_t quantised = 0, kept_count = 0, recent_count = 0;
+  const int32_t* kept_at = nullptr;  // (batch, kept_count)
+  const char* kept = nullptr;        // (batch, heads, kept_count, width)
+  const char* recent = nullptr;      // (batch, heads, recent_count, width)
+  Number number = Number::f32;
+};
+
+struct Problem {
+  int batch, heads, queries;  // queries of a key-value head
+  const float* query;         // (batch, heads, queries, width), times scaling
+  Side keys, values;
+  const int64_t* pads = nullptr;  // (batch or 1)
+  bool one_pad = true;
+  const uint8_t* visible = nullptr;  // (batch or 1, tokens)
+  bool one_visible = true;
+  int64_t tokens = 0;
+  float softcap = 0;  // 0 for none
+  // cos and sin of 16 m positions, (rows, 2, padded), and of positions 0 to 31, (2, pairs, 32)
+  const float *coarse = nullptr, *fine = nullptr;
+  int pairs = 0, padded = 0;
+};
+
+struct Item {
+  int batch, head;
+  int page;  // -1: tokens that are held exactly
+  int64_t first, count;  // tokens, counted from the page's start, or from the first exact one
+};
+
+// Memory that one thread computes in; `call` and `head` say what is prepared in it.
+struct Scratch {
+  std::vector<char> memory;
+  uint64_t call = 0;
+  int head = -1;
+};
+
+// Write for each query of an item: its largest logit, the sum of exp(logit - largest), and the sum of the
+// values so weighted: queries x (2 + width of the values).
+using Compute = void (*)(const Problem&, const Item&, Scratch&, uint64_t call, float* partial);
+
+namespace generic { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
+namespace avx2 { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
+namespace avx512 { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
+namespace amx { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
+
+}  // namespace sagittal

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sagittal.core.errors import InputError
+from sagittal.language import attend as module
+from sagittal.language.attend import attend, kernels, reference
+from sagittal.language.codec import Codec
+from sagittal.language.pages import PagedStates
+from sagittal.language.plan import Coding
+from sagittal.language.rope import Rope
+
+NATIVE = kernels()[1:]
+LAYOUTS = ("channel", "token", "before rope", "static", "basis", "fitted", "hadamard", "outliers", "exact")
+
+
+def orthonormal(rng, heads, width, columns):
+    basis = np.linalg.qr(rng.normal(size=(heads, width, width)))[0][:, :, :columns]
+    scale = (np.abs(basis).max(1) / 127).astype(np.float16)
+    return np.round(basis / scale[:, None]).clip(-127, 127).astype(np.int8), scale
+
+
+def coding(layout, heads, width, rng, *, keys=True, bits=None):
+    """One coding of each kind that a kernel reads, or leaves to the reference."""
+    if layout == "exact":
+        return Coding(bits=16)
+    if layout in ("channel", "outliers", "before rope"):
+        share = 0.01 if layout == "outliers" else 0.0
+        mixed = rng.integers(1, 9, (heads, width)).astype(np.uint8) if bits is None else bits
+        return Coding(
+            bits=mixed, scale="channel", outliers=share, before_rope=keys and layout == "before rope"
+        )
+    if layout in ("token", "hadamard"):
+        group = next(g for g in (64, 48, 32, 16, 8) if heads * width % g == 0)
+        rotation = "hadamard" if layout == "hadamard" else "none"
+        return Coding(bits=bits or 3, scale="token", group=group, rotation=rotation)
+    columns = width * 3 // 4 if layout == "basis" else width
+    mixed = rng.integers(0, 9 if layout == "fitted" else 6, (heads, columns)).astype(np.uint8)
+    mixed[:, 0] = 4
+    mixed = mixed if bits is None else np.full_like(mixed, bits)
+    rest = {}
+    if layout == "basis":
+        basis, scale = orthonormal(rng, heads, width, columns)
+        rest = {"rotation": "basis", "basis": basis, "basis_scale": scale}
+    fitted = {b: tuple(np.linspace(-2, 2.5, 1 << b)) for b in range(1, 9)}
+    return Coding(
+        bits=mixed,
+        scale="static",
+        levels=fitted if layout == "fitted" else "gaussian",
+        gain=layout != "fitted",
+        spread=np.exp(0.7 * rng.normal(size=(heads, columns))).astype(np.float32),
+        before_rope=keys,
+        mean=rng.normal(size=(heads, width)).astype(np.float32),
+        weight=np.exp(0.3 * rng.normal(size=(heads, width))).astype(np.float32),
+        **rest,
+    )
+
+
+def layer(
+    layouts, *, batch=1, heads=2, width=32, tokens=300, page=64, seed=0, bits=None, pads=None, kept=True,
+    dtype=torch.float32, turned=None, crop=0, grow=0,
+):  # fmt: skip
+    """Keys and values of a layer, as a cache would hold them."""
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    turned = width // 2 if turned is None else turned
+    rope = Rope(1e4 ** -(torch.arange(turned) / turned), scaling=1.2)
+    pads = torch.zeros(1, dtype=torch.int64) if pads is None else pads
+    found = []
+    for layout, keys in zip(layouts, (True, False), strict=True):
+        how = coding(layout, heads, width, rng, keys=keys, bits=bits)
+        codec = None if how.exact else Codec(how, heads=heads, width=width, page=page, rope=rope)
+        states = torch.randn(batch, heads, tokens + grow, width, generator=generator).to(dtype)
+        held = PagedStates.empty(codec, page, states).append(states[:, :, :tokens])
+        for more in (grow, 0):
+            here = torch.arange(held.quantised, held.quantised + held.ready)
+            chosen = ((here < 4) | (here % 97 == 5)).expand(batch, -1).clone()
+            chosen[-1] &= here % 2 == 0
+            held = held.settle(pads, chosen if kept and held.ready else None)
+            if crop and more:
+                held = held.crop(crop)
+            if more:
+                held = held.append(states[:, :, tokens:])
+        found.append(held)
+    return tuple(found)
+
+
+def error(query, keys, values, kernel, **rest):
+    exact = reference(
+        query.double(), keys, values, scaling=query.shape[-1] ** -0.5, dtype=torch.float64, **rest
+    )
+    found = attend(query, keys, values, scaling=query.shape[-1] ** -0.5, kernel=kernel, **rest)
+    assert found.dtype == query.dtype
+    assert found.shape == exact.shape
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_agrees_with_the_reference(layout, kernel):
+    keys, values = layer((layout, layout))
+    assert error(torch.randn(1, 6, 1, 32), keys, values, kernel) < 1e-3
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+@pytest.mark.parametrize(
+    "layouts", [("exact", "static"), ("basis", "exact"), ("static", "basis"), ("basis", "token")]
+)
+def test_keys_and_values_of_different_layouts(layouts, kernel):
+    keys, values = layer(layouts)
+    assert error(torch.randn(1, 4, 1, 32), keys, values, kernel) < 1e-3
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("layout", ["channel", "token", "static", "basis"])
+def test_every_bit_width(layout, bits, kernel):
+    if layout in ("static", "basis") and bits > 6:
+        pytest.skip("gaussian levels of so many bits take long to find")
+    keys, values = layer((layout, layout), bits=bits)
+    assert error(torch.randn(1, 4, 1, 32), keys, values, kernel) < 2e-3
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_shape(kernel, data):
+    draw = data.draw
+    layout = draw(st.sampled_from(LAYOUTS))
+    batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    width, group = draw(st.sampled_from([32, 48, 64, 80, 128, 256])), draw(st.integers(1, 16))
+    page = draw(st.sampled_from([16, 32, 48, 64, 24]))
+    tokens, grow = draw(st.integers(1, 700)), draw(st.integers(0, 200))
+    pads = torch.tensor([draw(st.integers(0, min(40, tokens - 1))) for _ in range(batch)])
+    crop = draw(st.integers(0, tokens - 1)) if grow else 0
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    turned = draw(st.sampled_from([width // 2, width // 4, 5]))
+    keys, values = layer(
+        (layout, layout), batch=batch, heads=heads, width=width, tokens=tokens, page=page, pads=pads,
+        dtype=dtype, turned=turned, crop=crop, grow=grow, seed=draw(st.integers(0, 99)),
+    )  # fmt: skip
+    visible = torch.arange(len(keys)) >= pads[:, None]
+    if draw(st.booleans()):  # a window
+        visible &= torch.arange(len(keys)) >= len(keys) - draw(st.integers(1, 100))
+    visible[:, -1] = True
+    sinks = torch.randn(heads * group) if draw(st.booleans()) else None
+    query = 2 * torch.randn(batch, heads * group, 1, width)
+    softcap = draw(st.sampled_from([None, 3.0, 50.0]))
+    rest = {"pads": pads, "visible": visible, "sinks": sinks, "softcap": softcap}
+    assert error(query, keys, values, kernel, **rest) < 5e-3
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+def test_a_long_text(kernel):
+    """Positions far out: turning in two steps adds little."""
+    keys, values = layer(("basis", "static"), heads=1, width=64, tokens=33_000)
+    assert error(torch.randn(1, 3, 1, 64), keys, values, kernel) < 2e-3
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+@pytest.mark.parametrize(("bits", "bound"), [(4, 2e-3), (2, 5e-3)])
+def test_error_beside_quantisation(bits, bound, kernel):
+    keys, values = layer(("basis", "static"), width=64, tokens=2000, bits=bits)
+    assert error(3 * torch.randn(1, 6, 1, 64), keys, values, kernel) < bound
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+def test_threads_change_no_bit(kernel):
+    keys, values = layer(("basis", "static"), batch=2, width=64, tokens=3000)
+    query, threads = torch.randn(2, 6, 1, 64), torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(attend(query, keys, values, scaling=0.1, kernel=kernel))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("kernel", kernels())
+def test_nothing_visible_gives_zeros(kernel):
+    keys, values = layer(("static", "static"), batch=2)
+    visible = torch.ones(2, len(keys), dtype=torch.bool)
+    visible[1] = False
+    found = attend(torch.randn(2, 2, 1, 32), keys, values, scaling=1.0, visible=visible, kernel=kernel)
+    assert found[0].abs().sum() > 0
+    assert torch.equal(found[1], torch.zeros_like(found[1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_result_has_the_dtype_of_the_query(dtype):
+    keys, values = layer(("channel", "token"), dtype=dtype)
+    assert attend(torch.randn(1, 4, 1, 32).to(dtype), keys, values, scaling=1.0).dtype == dtype
+
+
+def test_kernels_begin_with_the_reference(monkeypatch):
+    assert kernels()[0] == "reference"
+    monkeypatch.setattr(module, "_native", None)
+    assert kernels() == ("reference",)
+    keys, values = layer(("static", "static"))
+    assert attend(torch.randn(1, 4, 1, 32), keys, values, scaling=1.0).shape == (1, 4, 1, 32)
+
+
+def test_the_environment_chooses(monkeypatch):
+    keys, values = layer(("static", "static"))
+    monkeypatch.setenv("SAGITTAL_KERNEL", "abacus")
+    with pytest.raises(InputError, match="SAGITTAL_KERNEL: this kernel does not run here; got abacus"):
+        attend(torch.randn(1, 4, 1, 32), keys, values, scaling=1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": "abacus"}, "does not run here"),
+        ({"query": torch.randn(1, 4, 2, 32)}, "one new token"),
+        ({"query": torch.randn(1, 4, 1, 32).double()}, "one new token"),
+        ({"query": torch.randn(1, 4, 1, 16)}, "not of these keys"),
+        ({"query": torch.randn(1, 5, 1, 32)}, "not of these keys"),
+        ({"query": torch.randn(2, 4, 1, 32)}, "not of these keys"),
+        ({"visible": torch.ones(1, 7, dtype=torch.bool)}, "visible has another shape"),
+        ({"visible": torch.ones(1, 300)}, "visible has another dtype"),
+        ({"pads": torch.zeros(3, dtype=torch.int64)}, "pads has another shape"),
+        ({"pads": torch.zeros(1, dtype=torch.int32)}, "pads has another dtype"),
+        ({"sinks": torch.zeros(3)}, "sinks has another shape"),
+        ({"softcap": -1.0}, "softcap is out of range"),
+        ({"scaling": float("nan")}, "scaling is not finite"),
+        ({"values": layer(("static", "static"), tokens=299)[1]}, "keys and values disagree"),
+        ({"values": layer(("static", "static"), heads=1)[1]}, "keys and values disagree"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    keys, values = layer(("static", "static"))
+    given = {"query": torch.randn(1, 4, 1, 32), "keys": keys, "values": values, "scaling": 1.0, **change}
+    with pytest.raises(InputError, match=message):
+        attend(**given)
+
+
+@pytest.mark.parametrize("kernel", NATIVE[-1:])
+@pytest.mark.parametrize("part", ["planes", "scale"])
+def test_a_page_that_is_cut_short_is_refused(part, kernel):
+    """Whatever a page says, nothing outside its tensors is read."""
+    keys, values = layer(("static", "static"))
+    page = keys.pages[0]
+    less = {"scale": page.scale[..., :-1], "planes": (page.planes[0][..., :-2], *page.planes[1:])}[part]
+    broken = replace(keys, pages=(replace(page, **{part: less}), *keys.pages[1:]))
+    with pytest.raises(InputError, match="has another size|have another size"):
+        attend(torch.randn(1, 4, 1, 32), broken, values, scaling=1.0, kernel=kernel)
