@@ -105,8 +105,8 @@ def fit_plan(
     as well, no gains, no sensitivities (all channels alike), no predicted sinks. ``window`` is the residual
     and the page, else the widest whose exact tokens take at most a tenth of the budget.
 
-    Values have no basis: on text of another kind than the calibration's a basis for values loses more than it
-    gains, with SmolLM2-135M and with Qwen2.5-Coder-0.5B, and costs tables (docs/language.md has the figures).
+    Values have no basis: on text of another kind than the calibration's it gains nothing with SmolLM2-135M,
+    loses with Qwen2.5-Coder-0.5B, and costs tables and time to read (docs/language.md has the figures).
     """
     heads, width = calibration.keys[0].mean.shape
     layers = len(calibration.keys)
