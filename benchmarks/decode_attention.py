@@ -94,6 +94,7 @@ def plan_of(layout: str, shape: Shape, bits: int, planned_bits: float, context: 
         tokens=context,
         length=context,
         text_sha256="",
+        own=0,
         made_for={},
     )
     return fit_plan(calibration, planned_bits, context, mix_values=layout == "planned-mixed")

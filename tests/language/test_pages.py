@@ -174,39 +174,6 @@ def test_pages_of_blocks_larger_than_a_page_should_be(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_block_quantised_ahead_is_read_when_it_is_due(name: str) -> None:
-    held = _empty(CODINGS[name]).append(_states(30))
-    where = torch.zeros(2, 60, dtype=torch.bool)
-    where[0, [1, 20]] = where[1, 26] = True
-    held = held.settle(NO_PADS, _kept(held, where))
-    assert (held.quantised, held.recent.shape[2]) == (24, 6)
-    assert held.ready_in(8) == 0  # the block is not there yet
-    held = held.append(_states(3, seed=1))
-    assert [held.ready_in(spare) for spare in (2, 3, 4)] == [0, 0, 8]
-    early = held.prepare(NO_PADS, where[:, 24:32])
-    assert early.ready_in(4) == 0
-    assert early.ahead is not None
-    assert early.nbytes == held.nbytes + sum(tensor.nbytes for tensor in early.ahead.tensors)
-    assert torch.equal(early.dense(NO_PADS), held.dense(NO_PADS))
-    for change in (
-        lambda s: s,
-        lambda s: s.append(_states(1)).crop(1),
-        lambda s: s.crop(1).append(_states(3, seed=1)[:, :, 2:]),
-        lambda s: s.crop(4).append(torch.cat([_states(30), _states(3, seed=1)], dim=-2)[:, :, -4:]),
-        lambda s: s.select(torch.tensor([1, 0])).select(torch.tensor([1, 0])),
-        lambda s: s.append(_states(20, seed=2)),
-    ):
-        first, second = (change(s).append(_states(4, seed=3)) for s in (early, held))
-        first, second = (s.settle(NO_PADS, _kept(s, where)) for s in (first, second))
-        assert torch.equal(first.dense(NO_PADS), second.dense(NO_PADS))
-        assert first.ahead is None
-        assert first.nbytes == second.nbytes
-    assert early.crop(1).ahead is early.ahead
-    assert early.crop(2).ahead is None  # the block is not whole any more
-    assert early.crop(20).ahead is None
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_bytes_by_hand(name: str) -> None:
     """100 tokens of 2 texts, 2 heads of 16 channels: 88 in pages of 8 at 8 bits, 3 of them kept."""
     held = _empty(CODINGS[name], residual=12).append(_states(100))

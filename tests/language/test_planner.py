@@ -303,7 +303,7 @@ def test_gains(calibration: Calibration) -> None:
     plan, without = (fit_plan(calibration, 2.7, 600, gain=gain) for gain in (True, False))
     assert all(coding.gain for coding in (*plan.keys, *plan.values))
     assert not any(coding.gain for coding in (*without.keys, *without.values))
-    uncoded = plan.residual + 1  # just before a page is written
+    uncoded = plan.residual + plan.page + 1  # just before a page is written
     assert plan.reasons["bits"]["gains"] == pytest.approx(8 / 16 * (600 - uncoded) / 600, abs=1e-4)
     assert without.reasons["bits"]["gains"] == 0
     assert without.reasons["bits"]["codes"] > plan.reasons["bits"]["codes"] + 0.4

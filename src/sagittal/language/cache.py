@@ -39,8 +39,7 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
     return the dequantised pages with the sinks in their places, and everything newer as it came. Pages are
     quantised after an update of more than ``plan.residual`` tokens, or one into an empty layer, and otherwise
     before the next update: so a guess of a few tokens that is cropped away leaves no trace. A token is
-    quantised at most once, and never decoded and encoded again. So that no step has the work of all layers at
-    once, layers do it some steps ahead, each at its own; what is read is the same.
+    quantised at most once, and never decoded and encoded again.
 
     Args:
         plan: What is kept exact and how the rest is coded.
@@ -200,17 +199,10 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
         self._states = settled[0], settled[1]
 
     def _settled(self, states: PagedStates) -> PagedStates:
-        """Quantise what is due, and ahead of its time what would else be due in all layers at once."""
-
-        def kept(count: int) -> Tensor:
-            return self.sequences.kept(self.index, states.quantised, states.quantised + count)
-
-        if count := states.ready:
-            states = states.settle(self.sequences.pads, kept(count))
-        spare = self.index % (min(self.plan.page, self.plan.residual + 1))
-        if count := states.ready_in(spare):
-            states = states.prepare(self.sequences.pads, kept(count))
-        return states
+        if not (count := states.ready):
+            return states
+        kept = self.sequences.kept(self.index, states.quantised, states.quantised + count)
+        return states.settle(self.sequences.pads, kept)
 
     def get_seq_length(self) -> int:
         """Return how many tokens are held."""

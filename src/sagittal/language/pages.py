@@ -32,7 +32,6 @@ class PagedStates:
         kept: Those tokens, ``(B, H, n, D)``.
         pages: Quantised tokens, in order. A page grows to ``_LARGEST`` tokens, or until a crop cuts it.
         recent: Exact last tokens, ``(B, H, n, D)``.
-        ahead: The first block of ``recent``, quantised ahead of its time, or None. It is not read before.
     """
 
     codec: Codec | None
@@ -41,7 +40,6 @@ class PagedStates:
     kept: Tensor
     pages: tuple[Page, ...]
     recent: Tensor
-    ahead: Page | None = None
 
     @classmethod
     def empty(cls, codec: Codec | None, residual: int, like: Tensor) -> PagedStates:
@@ -66,8 +64,6 @@ class PagedStates:
         for page in self.pages:
             yield from page.tensors
         yield self.recent
-        if self.ahead is not None:
-            yield from self.ahead.tensors
         if self.codec is not None:
             yield from self.codec.tensors
 
@@ -91,18 +87,6 @@ class PagedStates:
         recent, page = self.recent.shape[-2], self.codec.page
         return (recent - self.residual) // page * page if recent > self.residual + page else 0
 
-    def ready_in(self, tokens: int) -> int:
-        """Tokens that :meth:`prepare` may quantise: a block that is :attr:`ready` so many tokens later."""
-        if self.codec is None or self.ahead is not None:
-            return 0
-        recent, page = self.recent.shape[-2], self.codec.page
-        return page if recent >= page and recent + tokens > self.residual + page else 0
-
-    def prepare(self, pads: Tensor, kept: Tensor | None = None) -> PagedStates:
-        """Quantise the first block of recent tokens ahead; arguments as for :meth:`settle`."""
-        assert self.codec is not None
-        return replace(self, ahead=self._encode(0, self.codec.page, pads, kept))
-
     def settle(self, pads: Tensor, kept: Tensor | None = None) -> PagedStates:
         """Quantise the tokens that are :attr:`ready`.
 
@@ -115,12 +99,10 @@ class PagedStates:
             return self
         block = self.codec.page
         pages = list(self.pages)
-        start = 0 if self.ahead is None else block
-        new = [] if self.ahead is None else [self.ahead]
         step = max(_LARGEST // block, 1) * block
-        new += [
+        new = [
             self._encode(at, min(at + step, count), pads, None if kept is None else kept[:, at : at + step])
-            for at in range(start, count, step)
+            for at in range(0, count, step)
         ]
         for page in new:
             last = pages[-1] if pages else None
@@ -143,7 +125,6 @@ class PagedStates:
             kept=saved,
             pages=tuple(pages),
             recent=self.recent[:, :, count:].clone(),
-            ahead=None,
         )
 
     def _encode(self, start: int, end: int, pads: Tensor, kept: Tensor | None) -> Page:
@@ -172,9 +153,7 @@ class PagedStates:
         if tokens <= 0:
             return self
         if tokens <= recent or self.codec is None:
-            left = max(recent - tokens, 0)
-            ahead = self.ahead if self.codec is not None and left >= self.codec.page else None
-            return replace(self, recent=self.recent[:, :, :left].clone(), ahead=ahead)
+            return replace(self, recent=self.recent[:, :, : max(recent - tokens, 0)].clone())
         left = keep = max(len(self) - tokens, 0)
         pages: list[Page] = []
         for page in self.pages:
@@ -189,7 +168,6 @@ class PagedStates:
             kept=kept,
             pages=tuple(pages),
             recent=self.recent[:, :, :0].clone(),
-            ahead=None,
         )
 
     def map(self, operation: Callable[[Tensor], Tensor]) -> PagedStates:
@@ -200,7 +178,6 @@ class PagedStates:
             kept=operation(self.kept),
             pages=tuple(page.map(operation) for page in self.pages),
             recent=operation(self.recent),
-            ahead=None if self.ahead is None else self.ahead.map(operation),
         )
 
     def select(self, indices: Tensor) -> PagedStates:

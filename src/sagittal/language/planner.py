@@ -116,9 +116,9 @@ def fit_plan(
         for moments, mixed in _sides(calibration, mix_keys, mix_values)
     ]
     numbers = 2 * layers * heads * width
-    # just before a page is written: its tokens are exact, and have codes ahead of their time
+    # just before a page is written; codes and gains are only of the tokens before these
     recent = min(residual + page + 1, context)
-    coded = max(context - residual - 1, 1) / context
+    coded = max(context - recent, 1) / context
     fixed, parts = _fixed_bits(bases, numbers, context, recent, coded if gain else 0.0)
     kept = _first_guess(calibration, context, sinks)
     for _ in range(8):  # what sinks cost and what a bit is worth depend on each other
