@@ -47,8 +47,7 @@ class Moments:
     """Keys before RoPE, or values, of one layer. H heads of width D; sink tokens are left out.
 
     Mean and covariance are weighted: a token counts half as any other and half by its squared gradient,
-    because an error matters where the model looks [our own; it takes a tenth to a sixth off the divergence of
-    a plan on text that neither calibrates nor judges].
+    because an error matters where the model looks [our own].
 
     Args:
         mean: ``(H, D)``.

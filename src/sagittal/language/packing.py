@@ -6,6 +6,7 @@ holds the bits ``i*b`` to ``i*b + b - 1``, and bit 0 is the lowest bit of the fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -48,13 +49,11 @@ def pack(codes: Tensor, bits: int) -> Tensor:
             value=f"codes from {int(codes.min())} to {int(codes.max())}",
             expected=f"0 to {(1 << bits) - 1} for {bits} bits",
         )
-    if bits < 8 or codes.shape[-1] % 8:
-        codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % 8))
-    if bits == 8:
-        return codes.to(torch.uint8)
-    runs = codes.to(torch.int64).reshape(*codes.shape[:-1], codes.shape[-1] // 8, 8)
-    words = (runs << (torch.arange(8, device=codes.device) * bits)).sum(-1, keepdim=True)
-    return ((words >> (torch.arange(bits, device=codes.device) * 8)) & 0xFF).to(torch.uint8).flatten(-2)
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % 8))
+    rows = codes.reshape(1, math.prod(codes.shape[:-1]), codes.shape[-1])
+    widths = torch.full(rows.shape[1:2], bits, device=codes.device)
+    (plane,) = pack_planes(rows, widths, [(bits, torch.arange(rows.shape[1], device=codes.device))])
+    return plane.view(*codes.shape[:-1], codes.shape[-1] // 8 * bits)
 
 
 def pack_planes(codes: Tensor, bits: Tensor, planes: Iterable[tuple[int, Tensor]]) -> tuple[Tensor, ...]:

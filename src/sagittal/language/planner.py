@@ -310,6 +310,7 @@ def _fixed_bits(
 
 
 _FIRST = 4
+"""Tokens at the start that stay exact in every layer, as many as StreamingLLM keeps (arXiv 2309.17453)."""
 
 
 def _deal(bases: list[_Basis], room: float, numbers: int, context: float) -> tuple[list[Array], float]:
