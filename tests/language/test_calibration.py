@@ -196,7 +196,8 @@ def test_sensitivities_are_what_a_small_push_does(
     with torch.no_grad():
         plain = model(ids).logits[0].float().softmax(-1)
         generator = torch.Generator().manual_seed(derive_seed(0, "calibration"))
-        drawn = torch.multinomial(plain, 1, generator=generator)
+        summed = plain.cumsum(-1)  # a token is drawn where the sum passes a random level
+        drawn = (summed <= torch.rand(tokens, 1, generator=generator) * summed[:, -1:]).sum(-1, keepdim=True)
         hook = module.register_forward_hook(shove)
         likely = model(ids.expand(2 * tokens, -1)).logits.double().log_softmax(-1)
         hook.remove()
@@ -302,11 +303,27 @@ def test_a_model_writes_what_it_takes_for_text(make_model: Callable[..., Any]) -
     assert not torch.equal(windows[0], own_windows(model, 5, 40, torch.Generator().manual_seed(2))[0])
 
 
+def test_what_a_model_writes_is_drawn_by_its_chances(make_model: Callable[..., Any]) -> None:
+    model = make_model("llama", initializer_range=0.3)
+    count = 20_000
+    windows = torch.cat(own_windows(model, count, 2, torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        chances = model(torch.arange(model.config.vocab_size)[:, None]).logits[:, 0].double().softmax(-1)
+    starts = torch.bincount(windows[:, 0], minlength=len(chances)).double()
+    expected = starts @ chances  # how often each token should follow
+    seen = torch.bincount(windows[:, 1], minlength=len(chances)).double()
+    spread = (starts @ (chances * (1 - chances))).sqrt()
+    off = (seen - expected) / spread.clamp_min(1)
+    assert float(off.abs().max()) < 5
+    assert 0.7 < float(off[expected > 5].square().mean()) < 1.3
+    assert float(expected.max()) > 3 * count / len(chances)  # so an even draw would not pass
+
+
 def test_windows_of_its_own_are_measured_with_the_text(llama: Any, tokenizer: Any) -> None:
     plain, found = _measure(llama, tokenizer), _measure(llama, tokenizer, own=2)
-    assert (plain.own, plain.tokens, found.own, found.tokens) == (0, 3 * 192, 2, 5 * 192)
+    assert (plain.own, plain.tokens, found.own, found.tokens) == (0, 3 * 192, 2 * 96, 4 * 192)
     assert found.text_sha256 == plain.text_sha256
-    assert found.keys[0].sample.shape[1] == 5 * 191
+    assert found.keys[0].sample.shape[1] == 3 * 191 + 2 * 95
     assert np.abs(found.keys[0].covariance - plain.keys[0].covariance).max() > 0
     said: list[str] = []
     _measure(llama, tokenizer, own=2, report=said.append)

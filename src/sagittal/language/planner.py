@@ -449,7 +449,7 @@ def _reasons(
         "calibration": {
             "tokens": calibration.tokens,
             "window": calibration.length,
-            "windows_of_its_own": calibration.own,
+            "tokens_of_its_own": calibration.own,
             "text_sha256": calibration.text_sha256,
             "late_sink_share": kept.share,
         },
