@@ -246,10 +246,8 @@ class _Basis:
         return int(heads * width * (32 + 16) + heads * live * 16 + basis)
 
     def coding(self, bits: Array, gain: bool) -> Coding:
-        live = max(1, int((bits > 0).sum(1).max())) if self.columns is not None else bits.shape[1]
+        live = int((bits > 0).sum(1).max()) if self.columns is not None else bits.shape[1]
         bits = bits[:, :live].copy()
-        if not bits.any():
-            bits[0, 0] = 1  # a page must hold something
         basis, scale = (None, None) if self.columns is None else _whole(self.columns[:, :, :live])
         return Coding(
             bits=bits,
@@ -323,7 +321,7 @@ def _deal(bases: list[_Basis], room: float, numbers: int, context: float) -> tup
     used = spare = 0.0
     for _ in range(4):
         used = spare
-        dealt, price = water_fill(variances, math.floor((room + used) * numbers))
+        dealt, price = _fill(variances, math.floor((room + used) * numbers))
         tables = sum(basis.table_bits(bits) for basis, bits in zip(bases, dealt, strict=True))
         again = (most - tables) / (numbers * context)
         if abs(again - spare) < 1e-3:
@@ -331,9 +329,23 @@ def _deal(bases: list[_Basis], room: float, numbers: int, context: float) -> tup
         spare = min(again, spare + 0.5 * (again - spare)) if again < spare else again
     while tables > most - used * numbers * context:  # never beyond the budget
         used -= 1e-3
-        dealt, price = water_fill(variances, math.floor((room + used) * numbers))
+        dealt, price = _fill(variances, math.floor((room + used) * numbers))
         tables = sum(basis.table_bits(bits) for basis, bits in zip(bases, dealt, strict=True))
     return list(dealt), price
+
+
+def _fill(variances: Array, bits: int) -> tuple[Array, float]:
+    """Deal bits to components ``(bases, H, D)``, one at least to each basis: a page must hold something."""
+    needed = 0
+    while True:
+        dealt, price = water_fill(variances, bits - needed)
+        bare = np.flatnonzero(~dealt.any(axis=(1, 2)))
+        if len(bare) <= needed:
+            break
+        needed = len(bare)
+    for index in bare:
+        dealt[index].flat[variances[index].argmax()] = 1
+    return dealt, price
 
 
 def _first_guess(calibration: Calibration, context: int, sinks: bool) -> _Kept:
