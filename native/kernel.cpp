@@ -15,8 +15,11 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 int rounded(int n) { return (n + kTile - 1) / kTile * kTile; }
 
+#include "ahead.h"
 #include "unpack.h"
 #include "keys.h"
+#include "tiles.h"
+#include "whole.h"
 #include "values.h"
 
 // ------------------------------------------------------------------------------------------ exact tokens
@@ -82,7 +85,7 @@ void pad_queries(const Problem& p, const Item& item, const Room& r) {
 
 // ------------------------------------------------------------------------------------------ an item
 
-void compute(const Problem& p, const Item& item, Scratch& scratch, uint64_t call, float* partial) {
+void compute(const Problem& p, const Item& item, const Item& next, Scratch& scratch, uint64_t call, float* partial) {
   if (scratch.call != call) {
     const std::size_t bytes = room(p, nullptr).bytes + 64;
     if (scratch.memory.size() < bytes) scratch.memory.resize(bytes);
@@ -90,7 +93,7 @@ void compute(const Problem& p, const Item& item, Scratch& scratch, uint64_t call
   }
   char* memory = scratch.memory.data();
   memory += (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64;
-  const Room r = room(p, memory);
+  Room r = room(p, memory);
   const int tiles = int((item.count + kTile - 1) / kTile), width = p.values.width;
   const std::size_t span = std::size_t(tiles) * kTile;
   const uint8_t* visible = p.visible ? p.visible + (p.one_visible ? 0 : item.batch * p.tokens) : nullptr;
@@ -130,17 +133,29 @@ void compute(const Problem& p, const Item& item, Scratch& scratch, uint64_t call
     if (const int64_t at = kept_at[i] - start; at >= 0 && at < item.count) r.mask[at / kTile] &= uint16_t(~(1u << at % kTile));
   for (int t = 0; t < tiles; ++t) any |= r.mask[t] != 0;
   if (!any) return;
+  Ahead ahead;
+  r.ahead = &ahead;
+  ahead.plan(p.values, item, (tiles + kGroup - 1) / kGroup);
   if (!p.keys.coding) {
     pad_queries(p, item, r);
     std::fill_n(r.logits, p.queries * span, 0.0f);
     for (int64_t i = 0; i < item.count; ++i)
       if (r.mask[i / kTile] >> (i % kTile) & 1) exact_logit(p, exact_row(p, p.keys, item, start + i, -1), r, i, span);
+#if defined(__AMX_BF16__)
+  } else if (p.keys.coding->basis && p.keys.coding->scale == Scale::fixed) {
+    turned_tiles(p, item, p.keys.pages[item.page], scratch, call, r, tiles, span);
+#endif
   } else if (p.keys.coding->basis || p.keys.coding->turned) {
     turned(p, item, p.keys.pages[item.page], scratch, call, r, tiles, span);
+#if defined(__AMX_INT8__)
+  } else if (p.keys.coding->scale == Scale::channel && whole_numbers(*p.keys.coding, item.head)) {
+    whole_keys(p, item, p.keys.pages[item.page], r, tiles, span);
+#endif
   } else {
     straight(p, item, p.keys.pages[item.page], r, tiles, span);
   }
   scratch.call = call;
+  ahead.plan(p.keys, next, (tiles + kGroup - 1) / kGroup);
   softmax(p, r, tiles, span, partial, width);
   if (p.values.coding) {
     paged_values(p, item, p.values.pages[item.page], r, tiles, span, partial);

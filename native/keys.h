@@ -56,6 +56,7 @@ void straight(const Problem& p, const Item& item, const Page& page, const Room& 
     for (const Run& run : coding.runs[h]) {
       const std::size_t bytes = 2 * run.bits * std::size_t(here);
       stage(coding, page, run, item.batch, item.first + from * kTile, here, r.codes);
+      for (int t = 0; t < here; t += kGroup) r.ahead->step();
       const std::size_t to_span = token ? kStage * kTile : span;
       float* to = token ? r.weights : r.logits + from * kTile;
       if (token) std::fill_n(to, G * to_span, 0.0f);
@@ -167,150 +168,6 @@ void turn_back(const Problem& p, int64_t position, const Room& r, Turn& turn) {
   turn.sin = r.cosines + n * 32;
 }
 
-#if defined(__AMX_BF16__)
-
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-uint32_t brain(float x) {  // as bfloat16, in the lower half
-  const uint32_t bits = bits_of(x);
-  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-float from_brain(uint32_t x) {
-  const uint32_t bits = x << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Choose which components are held in two parts, bfloat16 numbers high + low: so many of the largest that the
-// others, each off by at most 2**-9 of itself, have a tenth of the power; and more where it costs nothing.
-void choose_slots(const Coding& coding, int head, Slots& slots, float* power) {
-  const int C = coding.components, D = coding.width, n = int(coding.order[head].size());
-  const auto &order = coding.order[head];
-  const auto& runs = coding.runs[head];
-  const int8_t* basis = coding.basis_of(head);
-  std::fill_n(power, C, 0.0f);
-  for (int d = 0; d < D; ++d)
-    for (int c = 0; c < C; ++c) power[c] += float(basis[std::size_t(d) * C + c]) * float(basis[std::size_t(d) * C + c]);
-  std::vector<int> rank(n);
-  float rest = 0;
-  for (int i = 0; i < n; ++i) {
-    const float factor = coding.factor[head * C + order[i]];
-    rank[i] = i;
-    rest += power[order[i]] *= factor * factor;
-  }
-  std::sort(rank.begin(), rank.end(), [&](int a, int b) { return power[order[a]] > power[order[b]]; });
-  std::vector<bool> fine(n);
-  const auto needed = [&] {
-    int count = 0;
-    for (const Run& run : runs) {
-      const int split = int(std::count(fine.begin() + run.first, fine.begin() + run.first + run.count, true));
-      count += split + (run.count - split + 1) / 2;
-    }
-    return count;
-  };
-  int split = 0;
-  for (const float enough = 0.1f * rest; split < n && rest > enough; ++split) fine[rank[split]] = true, rest -= power[order[rank[split]]];
-  for (const int room = rounded(needed()); split < n; ++split) {
-    fine[rank[split]] = true;
-    if (needed() > room) {
-      fine[rank[split]] = false;
-      break;
-    }
-  }
-  slots.count = 0;
-  for (std::size_t k = 0; k < runs.size(); ++k) {
-    int waiting = -1;
-    for (int i = runs[k].first; i < runs[k].first + runs[k].count; ++i) {
-      if (fine[i]) {
-        slots.slot[slots.count++] = {i, -1};
-      } else if (waiting < 0) {
-        waiting = i;
-      } else {
-        slots.slot[slots.count++] = {waiting, i};
-        waiting = -1;
-      }
-    }
-    if (waiting >= 0) slots.slot[slots.count++] = {waiting, -1};
-    slots.ends[k] = slots.count;
-  }
-}
-
-// The basis is whole numbers that a bfloat16 holds; the column of a component in two parts stands twice.
-void prepare_tiles(const Coding& coding, int head, const Room& r) {
-  choose_slots(coding, head, *r.slots, r.found);
-  const int C = coding.components, D = coding.width, count = r.slots->count, K = rounded(count);
-  const auto& order = coding.order[head];
-  const int8_t* basis = coding.basis_of(head);
-  std::memset(r.left, 0, std::size_t(rounded(D)) * K * 4);
-  for (int i = 0; i < count; ++i) {
-    const auto [one, two] = r.slots->slot[i];
-    const int8_t *a = basis + order[one], *b = basis + order[two < 0 ? one : two];
-    for (int d = 0; d < D; ++d) {
-      const uint32_t x = bits_of(float(a[std::size_t(d) * C])) >> 16 | bits_of(float(b[std::size_t(d) * C]));
-      r.left[(d / kTile * (K / kTile) + i / kTile) * 256 + d % kTile * 16 + i % kTile] = x;
-    }
-  }
-  uint32_t* table = r.tables;
-  int i = 0;
-  for (std::size_t k = 0; k < coding.runs[head].size(); ++k)
-    for (const auto& levels = coding.levels[coding.runs[head][k].plane]; i < r.slots->ends[k]; ++i) {
-      const auto [one, two] = r.slots->slot[i];
-      for (float level : levels) {
-        const float x = level * coding.factor[head * C + order[one]];
-        *table++ = two < 0 ? brain(x) | brain(x - from_brain(brain(x))) << 16 : brain(x);
-      }
-      if (two < 0) continue;
-      for (float level : levels) *table++ = brain(level * coding.factor[head * C + order[two]]) << 16;
-    }
-}
-
-// x = basis * levels for some tiles, two at a time.
-void multiply_tiles(int D, int tiles, const Room& r, float* x) {
-  constexpr int row = kGroup * kTile;
-  const int K = rounded(r.slots->count) / kTile, M = rounded(D) / kTile;
-  for (int t = 0; t < tiles; t += 2)
-    for (int m = 0; m < M; m += 2) {
-      const bool both = m + 1 < M;
-      const uint32_t *first = r.left + std::size_t(m) * K * 256, *second = both ? first + std::size_t(K) * 256 : first;
-      const uint32_t* right = r.right + std::size_t(t) * K * 256;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int k = 0; k < K; ++k) {
-        _tile_loadd(4, first + k * 256, 64);
-        _tile_loadd(5, second + k * 256, 64);
-        _tile_loadd(6, right + k * 256, 64);
-        _tile_loadd(7, right + (K + k) * 256, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      float* to = x + m * kTile * row + t * kTile;
-      _tile_stored(0, to, 4 * row);
-      _tile_stored(1, to + kTile, 4 * row);
-      if (both) {
-        _tile_stored(2, to + kTile * row, 4 * row);
-        _tile_stored(3, to + kTile * row + kTile, 4 * row);
-      }
-    }
-}
-
-#endif
-
 void prepare_matrix(const Coding& coding, int head, const Room& r) {
   const int C = coding.components, D = coding.width, wide = rounded(D);
   const int8_t* basis = coding.basis_of(head);
@@ -341,17 +198,9 @@ void turned(const Problem& p, const Item& item, const Page& page, Scratch& scrat
   const bool channel = coding.scale == Scale::channel, token = coding.scale == Scale::token, basis = coding.basis;
   const int per = channel ? coding.page / kTile : tiles, blocks = channel ? (tiles + per - 1) / per : 1;
   const auto& order = coding.order[h];
-#if defined(__AMX_BF16__)
-  const bool amx = basis && coding.scale == Scale::fixed;
-#else
-  constexpr bool amx = false;
-#endif
   if (scratch.call != call || scratch.head != h) {
     scratch.call = call, scratch.head = h;
-    if (basis && !amx) prepare_matrix(coding, h, r);
-#if defined(__AMX_BF16__)
-    if (amx) prepare_tiles(coding, h, r);
-#endif
+    if (basis) prepare_matrix(coding, h, r);
   }
   if (channel) measured(coding, page, item.batch, h, item.first / coding.page, blocks, r.steps, r.lows);
   for (int b = 0; b < blocks; ++b)  // what turns a decoded number x into a state
@@ -368,14 +217,6 @@ void turned(const Problem& p, const Item& item, const Page& page, Scratch& scrat
   lay_out(p, query, r, turn);
   const int64_t pad = p.pads ? p.pads[p.one_pad ? 0 : item.batch] : 0;
   const uint8_t* gain = page.gain ? page.gain + (int64_t(item.batch) * p.heads + h) * page.held + item.first : nullptr;
-#if defined(__AMX_BF16__)
-  if (amx) {
-    static const TileConfig config;
-    _tile_loadconfig(&config);
-    const int used = r.slots->count, K = rounded(used);  // nothing, and no NaN, behind the last slot
-    for (int t = 0; t < kGroup; ++t) std::fill(r.right + (t * K + used) * kTile, r.right + (t + 1) * K * kTile, 0u);
-  }
-#endif
   for (int from = 0; from < tiles; from += kStage) {
     const int here = std::min(kStage, tiles - from);
     std::size_t used = 0;
@@ -384,38 +225,15 @@ void turned(const Problem& p, const Item& item, const Page& page, Scratch& scrat
       used += 2 * run.bits * std::size_t(here) * run.count;
     }
     for (int group = 0; group < here; group += kGroup) {
+      r.ahead->step();
       const int ends = std::min(group + kGroup, here);
       used = 0;
-      [[maybe_unused]] const uint32_t* table = r.tables;
-      [[maybe_unused]] int slot = 0;
       for (const Run& run : coding.runs[h]) {
+        if (basis) break;
         const std::size_t bytes = 2 * run.bits * std::size_t(here);
         const uint8_t* staged = r.codes + used;
         used += bytes * run.count;
         with_bits(run.bits, [&](auto bits) {
-#if defined(__AMX_BF16__)
-          if (amx) {
-            const std::size_t next = std::size_t(rounded(r.slots->count)) * kTile, size = coding.levels[run.plane].size();
-            for (const int end = r.slots->ends[&run - coding.runs[h].data()]; slot < end; ++slot) {
-              const auto [one, two] = r.slots->slot[slot];
-              float* to = reinterpret_cast<float*>(r.right + slot * kTile);
-              const uint8_t* at = staged + (one - run.first) * bytes;
-              const Levels<bits()> levels(reinterpret_cast<const float*>(table));
-              table += size;
-              if (two < 0) {
-                for (int t = group; t < ends; ++t) store(to + (t - group) * next, levels(codes<bits()>(at + 2 * bits() * t)));
-                continue;
-              }
-              const uint8_t* also = staged + (two - run.first) * bytes;
-              const Levels<bits()> others(reinterpret_cast<const float*>(table));
-              table += size;
-              for (int t = group; t < ends; ++t)
-                store(to + (t - group) * next, both(levels(codes<bits()>(at + 2 * bits() * t)), others(codes<bits()>(also + 2 * bits() * t))));
-            }
-            return;
-          }
-#endif
-          if (basis) return;
           const Levels<bits()> levels(coding.levels[run.plane].data());
           for (int t = group; t < ends; ++t) {
             F scale = fill(1), low = zero();
@@ -430,13 +248,10 @@ void turned(const Problem& p, const Item& item, const Page& page, Scratch& scrat
           }
         });
       }
-#if defined(__AMX_BF16__)
-      if (amx) multiply_tiles(D, ends - group, r, r.states);
-#endif
       for (int t = group; t < ends; ++t) {
         const int block = (from + t) / per;
         const int64_t place = item.first + (from + t) * kTile;
-        if (basis && !amx) {
+        if (basis) {
           used = 0;
           for (const Run& run : coding.runs[h]) {
             const std::size_t bytes = 2 * run.bits * std::size_t(here);
@@ -471,7 +286,4 @@ void turned(const Problem& p, const Item& item, const Page& page, Scratch& scrat
       }
     }
   }
-#if defined(__AMX_BF16__)
-  if (amx) _tile_release();
-#endif
 }

@@ -52,7 +52,7 @@ bool tiles_allowed() {  // Linux grants the tile registers to those who ask
 bool has_tiles() {
   unsigned a = 7, b, c = 0, d;
   __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  return (d >> 22 & 1) && (d >> 24 & 1) && tiles_allowed();
+  return (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1) && tiles_allowed();
 }
 #endif
 
@@ -113,7 +113,7 @@ Held coding(int width, int page, int scale, int group, bool gain, bool turned, A
             Array<float, 2> mean, std::optional<Array<int8_t, 3>> basis) {
   Held c;
   const std::size_t H = bits.shape(0), C = bits.shape(1), D = width;
-  require(H > 0 && H < 1 << 16 && C > 0 && C <= 1 << 12 && width > 0 && width <= 1 << 12, "heads or their width are out of range");
+  require(H > 0 && H < 1 << 16 && C > 0 && C <= kWidest && width > 0 && width <= 1 << 12, "heads or their width are out of range");
   require(page > 0 && page % kTile == 0 && page <= 1 << 12, "pages are of no whole tiles");
   require(scale >= 0 && scale <= 2 && group > 0 && (Scale(scale) != Scale::token || (H * C) % group == 0), "groups do not divide the components");
   require(!gain || Scale(scale) == Scale::fixed, "only a static coding has gains");
@@ -151,6 +151,9 @@ Held coding(int width, int page, int scale, int group, bool gain, bool turned, A
     const auto& given = levels[c.bits.size()];
     std::vector<float> table(std::max<std::size_t>(16, given.shape(0)));
     for (std::size_t i = 0; i < table.size(); ++i) table[i] = given.data()[i % given.shape(0)];
+    bool plain = true;
+    for (std::size_t i = 0; i < given.shape(0); ++i) plain &= given.data()[i] == float(i);
+    c.plain.push_back(plain);
     c.words.emplace_back();
     c.shrink.push_back(shrink_levels(table, c.words.back()));
     c.bits.push_back(b), c.rows.push_back(rows), c.levels.push_back(std::move(table));
@@ -299,7 +302,8 @@ void attend(const std::string& kernel, int threads, int batch, int heads, int qu
   std::vector<float> partials(all.size() * each);
   Pool::run(threads, int64_t(all.size()), [&](int64_t i) {
     thread_local Scratch scratch;
-    chosen->compute(p, all[i], scratch, call, partials.data() + i * each);
+    const Item& next = all[std::min<std::size_t>(i + threads, all.size() - 1)];
+    chosen->compute(p, all[i], next, scratch, call, partials.data() + i * each);
   });
   combine(p, all, partials, sink, result);
 }

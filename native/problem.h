@@ -11,6 +11,7 @@ constexpr int kTile = 16;    // tokens of a tile: the lanes of a vector
 constexpr int kStage = 16;   // tiles whose codes are copied together before they are unpacked
 constexpr int kGroup = 4;    // tiles of keys that are turned together; divides kStage
 constexpr int kSpan = 1024;  // tokens of a work item, about: it fixes the order of all sums
+constexpr int kWidest = 1 << 12;  // components of a head, at most
 constexpr int kAhead = 16;   // bytes behind staged codes that unpacking may read
 
 enum class Scale { fixed, channel, token };
@@ -36,6 +37,7 @@ struct Coding {
   std::vector<std::vector<Run>> runs;    // [head]
   std::vector<std::vector<int>> order;   // [head]: components that hold codes
   std::vector<std::vector<float>> levels;  // [plane]: at least 16, repeated
+  std::vector<bool> plain;                 // [plane]: levels are 0, 1, 2 and so on
   std::vector<std::vector<uint16_t>> words;  // [plane]: levels / shrink as bfloat16, 64, repeated; or none
   std::vector<float> shrink;                 // [plane]
   std::vector<float> factor;   // (heads, components): spread and basis scale; ones if not static
@@ -98,12 +100,12 @@ struct Scratch {
 };
 
 // Write for each query of an item: its largest logit, the sum of exp(logit - largest), and the sum of the
-// values so weighted: queries x (2 + width of the values).
-using Compute = void (*)(const Problem&, const Item&, Scratch&, uint64_t call, float* partial);
+// values so weighted: queries x (2 + width of the values). The item that the thread will be given next is fetched.
+using Compute = void (*)(const Problem&, const Item&, const Item& next, Scratch&, uint64_t call, float* partial);
 
-namespace generic { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
-namespace avx2 { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
-namespace avx512 { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
-namespace amx { void compute(const Problem&, const Item&, Scratch&, uint64_t, float*); }
+namespace generic { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
+namespace avx2 { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
+namespace avx512 { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
+namespace amx { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
 
 }  // namespace sagittal

@@ -31,7 +31,7 @@ struct Room {
   float* shifts;            // (queries, blocks)
   float *steps, *lows;      // (components, blocks): measured scales and offsets
   float* sums;              // (queries, blocks)
-  float* states;            // (width, kGroup tiles)
+  float* states;            // (width, kGroup tiles), twice
   float* parts;             // (components, tile)
   float *plain, *base;      // (queries, 2 * padded + width): queries, and turned back
   float* cosines;           // (2, pairs, 32): of a tile that padding cuts
@@ -41,9 +41,10 @@ struct Room {
   float* matrix;            // (components, width): a head's basis
   float* row;               // one exact token
   float* exact;             // (queries, width): the queries, padded
-  uint32_t* shares;  // AMX: levels of values, four tiles
-  uint32_t *tables, *left, *right;  // AMX: levels of each component, the basis as tiles, and levels of tiles
+  uint32_t* shares;  // AMX: levels of values, or sums: eight tiles
+  uint32_t *tables, *left, *right;  // AMX: levels of each component, and factors of products of tiles
   Slots* slots;
+  Ahead* ahead;
   std::size_t bytes;
 };
 
@@ -65,7 +66,7 @@ Room room(const Problem& p, char* memory) {
   r.steps = arena.take<float>(std::size_t(C) * blocks + 16);
   r.lows = arena.take<float>(std::size_t(C) * blocks + 16);
   r.sums = arena.take<float>(std::size_t(G) * blocks);
-  r.states = arena.take<float>(std::size_t(kGroup) * wide * kTile);
+  r.states = arena.take<float>(2 * std::size_t(kGroup) * wide * kTile);
   r.parts = arena.take<float>(std::size_t(C) * kTile);
   r.plain = arena.take<float>(std::size_t(G) * (2 * p.padded + D));
   r.base = arena.take<float>(std::size_t(G) * (2 * p.padded + D));
@@ -80,9 +81,9 @@ Room room(const Problem& p, char* memory) {
   const int K = rounded(C);
   r.slots = arena.take<Slots>(1);
   r.tables = arena.take<uint32_t>(std::size_t(K) * 256);
-  r.left = arena.take<uint32_t>(std::size_t(wide) * K);
+  r.left = arena.take<uint32_t>(std::max(std::size_t(wide) * K, (std::size_t(C) + 63) / 64 * 4096));
   r.right = arena.take<uint32_t>(std::max(kGroup * std::size_t(K) * kTile, std::size_t(span + 32) * 8));
-  r.shares = arena.take<uint32_t>(4 * 256);
+  r.shares = arena.take<uint32_t>(8 * 256);
 #endif
   r.bytes = arena.used;
   return r;
@@ -115,11 +116,6 @@ INLINE void with_queries(int queries, Body body) {  // four at a time, then the 
   }
 }
 
-const uint8_t* plane_row(const Coding& coding, const Page& page, const Run& run, int batch, int row) {
-  const int64_t bytes = page.held * run.bits / 8;
-  return page.planes[run.plane] + (int64_t(batch) * coding.rows[run.plane] + run.row + row) * bytes;
-}
-
 // Copy the codes of some tiles of a run: rows of 2 * bits * tiles bytes. Wherever a page's rows lie, the
 // copies share few cache lines, and unpacking may read past their end.
 void stage(const Coding& coding, const Page& page, const Run& run, int batch, int64_t first, int tiles, uint8_t* to) {
@@ -127,8 +123,6 @@ void stage(const Coding& coding, const Page& page, const Run& run, int batch, in
   for (int i = 0; i < run.count; ++i) {
     const uint8_t* from = plane_row(coding, page, run, batch, i) + first * run.bits / 8;
     std::memcpy(to + i * bytes, from, bytes);
-    __builtin_prefetch(from + bytes);
-    if (bytes > 64) __builtin_prefetch(from + bytes + 64);
   }
 }
 
@@ -173,9 +167,4 @@ void measured(const Coding& coding, const Page& page, int batch, int head, int64
       store(lows + c * rounded(blocks) + b, load_half(offset));
     }
   }
-}
-
-const uint16_t* token_row(const Coding& coding, const Page& page, const uint16_t* array, int batch, int group) {
-  const int64_t groups = int64_t(coding.heads) * coding.components / coding.group;
-  return array + (batch * groups + group) * page.held;
 }

@@ -133,8 +133,7 @@ INLINE void weigh_tiles(const Coding& coding, const Page& page, const Run& run, 
     for (int k = 0; k < rows; ++k) {
       const uint8_t* from = plane_row(coding, page, run, item.batch, i + k) + item.first * bits / 8;
       std::memcpy(r.codes + k * row, from, bytes);
-      if (i + k + kTile < run.count)
-        for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + kTile * (page.held * bits / 8) + b);
+      if (k % 4 == 0) r.ahead->step();
     }
     _tile_zero(0);
     _tile_zero(1);
@@ -231,6 +230,18 @@ void paged_values(const Problem& p, const Item& item, const Page& page, const Ro
       }
       weights = r.weights;
     }
+#if defined(__AMX_INT8__)
+    if (token && whole_numbers(coding, h)) {
+      for (int g = 0; g < G; g += 8)
+        with_bits(run.bits, [&](auto bits) {
+          if constexpr (bits() == 2 || bits() == 4 || bits() == 8)
+            whole_values<bits()>(coding, page, run, item, r, weights + g * span, span, tiles, std::min(8, G - g), r.found + g * C);
+        });
+      for (int i = 0; i < run.count; ++i)
+        for (int g = 0; g < G; ++g) r.found[g * C + order[run.first + i]] += r.sums[g];
+      continue;
+    }
+#endif
 #if defined(__AMX_BF16__)
     if (!channel && !coding.words[run.plane].empty()) {
       for (int g = 0; g < G; g += 8) weigh_run(coding, page, run, item, r, weights, span, tiles, G, g, laid && G <= 8);
@@ -244,13 +255,12 @@ void paged_values(const Problem& p, const Item& item, const Page& page, const Ro
     with_bits(run.bits, [&](auto bits) {
       const Levels<bits()> levels(coding.levels[run.plane].data());
       const auto rows = [&](int i, auto N) {
+        if (i % 4 == 0) r.ahead->step();
         const float* steps[N()];
         float* out[N()];
         for (int n = 0; n < N(); ++n) {
           const uint8_t* from = plane_row(coding, page, run, item.batch, i + n) + item.first * bits() / 8;
           std::memcpy(r.codes + n * bytes, from, bytes);
-          if (i + n + 4 < run.count)
-            for (std::size_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + 4 * (page.held * bits() / 8) + b);
           const int c = order[run.first + i + n];
           steps[n] = r.steps + c * rounded(blocks);
           out[n] = r.found + c;
