@@ -70,6 +70,12 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
 }
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 0},
+    "assisted": {"do_sample": False, "prompt_lookup_num_tokens": 3},
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +146,40 @@ def plant_sinks(make_model: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def prompt() -> torch.Tensor:
     return torch.randint(3, 300, (1, 75), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def padded(prompt: torch.Tensor) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Return a function from the padding before each text to a batch of such texts and its mask."""
+
+    def batch(pads: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        texts = torch.cat([prompt.roll(9 * i) for i in range(len(pads))])
+        mask = (torch.arange(prompt.shape[1]) >= torch.tensor(pads)[:, None]).long()
+        return torch.where(mask == 1, texts, 5), mask
+
+    return batch
+
+
+@pytest.fixture(scope="session")
+def generate() -> Callable[..., Any]:
+    """Return a function that writes so many tokens by a search of SEARCHES, and gives their logits too."""
+
+    def written(
+        model: Any, ids: torch.Tensor, cache: Any, how: str = "greedy", tokens: int = 40, **more: Any
+    ) -> Any:
+        torch.manual_seed(11)
+        return model.generate(
+            ids,
+            past_key_values=cache,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **SEARCHES[how],
+            **more,
+        )
+
+    return written
 
 
 @pytest.fixture(scope="session")
