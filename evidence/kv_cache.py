@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from language_page import KIND
+from language_results import KIND
 
 from sagittal.core.errors import SagittalError
 from sagittal.language.cache import LowBitCache

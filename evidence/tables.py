@@ -140,9 +140,10 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    import language_figures
     import language_page
 
     if "--figures" in sys.argv[1:]:
-        language_page.figure()
+        language_figures.figure()
     PAGE.write_text(page())
     language_page.PAGE.write_text(language_page.page(), encoding="utf-8")

@@ -1,11 +1,12 @@
-"""What tests share: a store of their own, disks that are full or sealed, the language model."""
+"""What tests share: a store of their own, disks that are full or sealed, tokenizers, the language model."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,33 @@ else:
 def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the store of the person who runs it."""
     monkeypatch.setenv("SAGITTAL_STORE", str(tmp_path / "own-store"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower on several threads, much so on a busy machine."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Any]:
+    """Return a function from special tokens, of which the first pads, to a tokenizer that reads bytes."""
+    tokenizers, transformers = map(pytest.importorskip, ("tokenizers", "transformers"))
+    bytes_alone = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+    def make(*special: str, merges: Sequence[tuple[str, str]] = (), **more: Any) -> Any:
+        tokens = [*special, *sorted(bytes_alone.alphabet()), *map("".join, merges)]
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=list(merges)))
+        core.pre_tokenizer = bytes_alone
+        core.decoder = tokenizers.decoders.ByteLevel()
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token=special[0], **more)
+
+    return make
 
 
 @pytest.fixture(scope="session")

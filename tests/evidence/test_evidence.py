@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -44,8 +45,8 @@ def test_the_page_on_the_cache_is_made_from_the_results() -> None:
 
 
 def test_a_run_that_was_cut_short_still_makes_a_page(tmp_path: Path) -> None:
-    language = script("language_page")
-    assert language.page(tmp_path).count(language.MISSING) > 20
+    language, missing = script("language_page"), script("language_results").MISSING
+    assert language.page(tmp_path).count(missing) > 20
     (tmp_path / "kv_cache_SmolLM2-135M.json").write_text(json.dumps(cut_short()))
     text = language.page(tmp_path)
     assert "**held**: 0.100 (0.080 to 0.120); plan 2.7, 2.69 bits against 2.90" in text  # of 0.17
@@ -117,20 +118,15 @@ def test_a_simulated_record_gives_a_recorded_answer(language_model_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[Any, Any]:
+def tiny(make_tokenizer: Callable[..., Any]) -> tuple[Any, Any]:
     """A small random model that writes bytes, and what was measured on it; its sinks are made up."""
     torch = pytest.importorskip("torch")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from sagittal.language import LanguageModel, SinkProfile, calibrate
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={x: i for i, x in enumerate(["<|end|>", *letters])}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|end|>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = make_tokenizer("<|end|>", eos_token="<|end|>", chat_template=template)
     torch.manual_seed(7)
     config = LlamaConfig(
         hidden_size=64,

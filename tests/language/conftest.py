@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -30,6 +29,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from sagittal.language import LanguageModel
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -70,15 +71,12 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         },
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads, much so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+SEARCHES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 0},
+    "assisted": {"do_sample": False, "prompt_lookup_num_tokens": 3},
+}
 
 
 @pytest.fixture(scope="session")
@@ -143,21 +141,59 @@ def prompt() -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def padded(prompt: torch.Tensor) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """Return a function from the padding before each text to a batch of such texts and its mask."""
+
+    def batch(pads: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        texts = torch.cat([prompt.roll(9 * i) for i in range(len(pads))])
+        mask = (torch.arange(prompt.shape[1]) >= torch.tensor(pads)[:, None]).long()
+        return torch.where(mask == 1, texts, 5), mask
+
+    return batch
+
+
+@pytest.fixture(scope="session")
+def generate() -> Callable[..., Any]:
+    """Return a function that writes so many tokens by a search of SEARCHES, and gives their logits too."""
+
+    def written(
+        model: Any, ids: torch.Tensor, cache: Any, how: str = "greedy", tokens: int = 40, **more: Any
+    ) -> Any:
+        torch.manual_seed(11)
+        return model.generate(
+            ids,
+            past_key_values=cache,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **SEARCHES[how],
+            **more,
+        )
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with one merge, of the two line ends that may stand before a question."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|end|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *letters, "ĊĊ"])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|end|>",
-        chat_template=CHAT,
-    )
+    roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    return make_tokenizer("<|end|>", *roles.values(), merges=[("Ċ", "Ċ")], chat_template=CHAT, **roles)
+
+
+@pytest.fixture(scope="session")
+def wrap(tokenizer: PreTrainedTokenizerFast) -> Callable[[Any], LanguageModel]:
+    """Return a function from a model to the same with the tokenizer."""
+
+    def wrapped(model: Any) -> LanguageModel:
+        return LanguageModel(model, tokenizer, "tiny", model.config.max_position_embeddings, "0" * 64)
+
+    return wrapped
+
+
+@pytest.fixture(scope="session")
+def model(wrap: Callable[[Any], LanguageModel], llama: Any) -> LanguageModel:
+    return wrap(llama)
 
 
 @pytest.fixture

@@ -42,12 +42,6 @@ PLANS = {
     ),
 }
 UNIFORM = PLANS["uniform"]
-SEARCHES: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "beams": {"do_sample": False, "num_beams": 3},
-    "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 0},
-    "assisted": {"do_sample": False, "prompt_lookup_num_tokens": 3},
-}
 NEAR = 0.02
 """Of logits with a spread of about 3 (0.7 for gemma3): what other kernels' rounding may come to."""
 
@@ -64,20 +58,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(attention, "attend", counting)
     return seen
-
-
-def _generate(model: Any, ids: Tensor, cache: Any, how: str = "greedy", tokens: int = 30, **more: Any) -> Any:
-    torch.manual_seed(11)
-    return model.generate(
-        ids,
-        past_key_values=cache,
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        return_dict_in_generate=True,
-        output_logits=True,
-        **SEARCHES[how],
-        **more,
-    )
 
 
 def _step(model: Any, cache: Any, ids: Tensor, **more: Any) -> Tensor:
@@ -99,17 +79,12 @@ def _both(model: Any, run: Callable[[Any], Any]) -> tuple[Any, Any]:
     return plain, run(model)
 
 
-def _padded(prompt: Tensor, pads: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    batch = torch.cat([prompt.roll(9 * i) for i in range(len(pads))])
-    mask = (torch.arange(prompt.shape[1]) >= torch.tensor(pads)[:, None]).long()
-    return torch.where(mask == 1, batch, 5), mask
-
-
 @pytest.mark.parametrize("kernel", [None, "reference"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma3", "phi3", "gpt2"])
 def test_greedy_search_of_each_kind_of_model(
     make_model: Callable[..., Any],
     prompt: Tensor,
+    generate: Callable[..., Any],
     kind: str,
     kernel: str | None,
     calls: list[int],
@@ -118,7 +93,7 @@ def test_greedy_search_of_each_kind_of_model(
     if kernel is not None:
         monkeypatch.setenv("SAGITTAL_KERNEL", kernel)
     model = make_model(kind)
-    found = _both(model, lambda m: _generate(m, prompt, LowBitCache(m.config, UNIFORM)))
+    found = _both(model, lambda m: generate(m, prompt, LowBitCache(m.config, UNIFORM), tokens=30))
     assert _near(*found)
     layers = {"mistral": 0, "gemma3": 1}.get(kind, 3)  # sliding layers keep transformers' own cache
     assert sorted(calls) == sorted(layers * list(range(76, 76 + 29)))
@@ -128,12 +103,20 @@ def test_greedy_search_of_each_kind_of_model(
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_other_searches(
-    make_model: Callable[..., Any], prompt: Tensor, kind: str, how: str, plan: str, calls: list[int]
+    make_model: Callable[..., Any],
+    prompt: Tensor,
+    generate: Callable[..., Any],
+    kind: str,
+    how: str,
+    plan: str,
+    calls: list[int],
 ) -> None:
     if (kind, how) == ("gemma3", "assisted"):
         pytest.skip("transformers' sliding layers cannot be cropped")
     model = make_model(kind)
-    assert _near(*_both(model, lambda m: _generate(m, prompt, LowBitCache(m.config, PLANS[plan]), how)))
+    assert _near(
+        *_both(model, lambda m: generate(m, prompt, LowBitCache(m.config, PLANS[plan]), how, tokens=30))
+    )
     assert calls or how == "assisted"  # which may guess in every step
 
 
@@ -141,37 +124,46 @@ def test_other_searches(
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "phi3"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_left_padded_batch(
-    make_model: Callable[..., Any], prompt: Tensor, kind: str, how: str, plan: str, calls: list[int]
+    make_model: Callable[..., Any],
+    generate: Callable[..., Any],
+    padded: Callable[..., Any],
+    kind: str,
+    how: str,
+    plan: str,
+    calls: list[int],
 ) -> None:
-    batch, mask = _padded(prompt, (0, 20, 9))
+    batch, mask = padded((0, 20, 9))
     found = _both(
         make_model(kind),
-        lambda m: _generate(
-            m, batch, LowBitCache(m.config, PLANS[plan]), how, attention_mask=mask, tokens=20
-        ),
+        lambda m: generate(m, batch, LowBitCache(m.config, PLANS[plan]), how, attention_mask=mask, tokens=20),
     )
     assert _near(*found)
     assert calls
 
 
-def test_row_of_padding_alone(make_model: Callable[..., Any], prompt: Tensor) -> None:
-    batch, mask = _padded(prompt, (0, 75, 20))
+def test_row_of_padding_alone(
+    make_model: Callable[..., Any], generate: Callable[..., Any], padded: Callable[..., Any]
+) -> None:
+    batch, mask = padded((0, 75, 20))
     found = _both(
-        make_model(), lambda m: _generate(m, batch, LowBitCache(m.config, UNIFORM), attention_mask=mask)
+        make_model(),
+        lambda m: generate(m, batch, LowBitCache(m.config, UNIFORM), attention_mask=mask, tokens=30),
     )
     assert torch.equal(found[0].sequences[[0, 2]], found[1].sequences[[0, 2]])
     assert torch.isfinite(found[1].logits[-1]).all()
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_a_prompt_is_used_again(make_model: Callable[..., Any], prompt: Tensor, kind: str) -> None:
+def test_a_prompt_is_used_again(
+    make_model: Callable[..., Any], prompt: Tensor, generate: Callable[..., Any], kind: str
+) -> None:
     def run(model: Any) -> Any:
         cache = LowBitCache(model.config, UNIFORM)
-        first = _generate(model, prompt, cache, tokens=12)
+        first = generate(model, prompt, cache, tokens=12)
         fork = cache.fork()
         longer = torch.cat([first.sequences, prompt[:, :7]], dim=1)
-        again = _generate(model, longer, cache, tokens=12)
-        assert _near(again, _generate(model, longer, fork, tokens=12))
+        again = generate(model, longer, cache, tokens=12)
+        assert _near(again, generate(model, longer, fork, tokens=12))
         return again
 
     assert _near(*_both(make_model(kind), run))
@@ -214,7 +206,7 @@ def test_implementation_may_change_at_any_time(
 
 
 def test_nothing_packed_is_asked_for_nothing(
-    make_model: Callable[..., Any], prompt: Tensor, calls: list[int]
+    make_model: Callable[..., Any], prompt: Tensor, generate: Callable[..., Any], calls: list[int]
 ) -> None:
     """Exact plans, texts within the window and other caches take the dense route, and lose nothing."""
     model = make_model()
@@ -224,7 +216,7 @@ def test_nothing_packed_is_asked_for_nothing(
         lambda m: DynamicCache(config=m.config),
         lambda m: LowBitCache(type(m.config)(**m.config.to_dict()), UNIFORM),
     ):
-        assert _near(*_both(model, lambda m, make=make: _generate(m, prompt, make(m))))
+        assert _near(*_both(model, lambda m, make=make: generate(m, prompt, make(m), tokens=30)))
     assert calls == []
 
 
@@ -271,11 +263,11 @@ def test_gradients_are_those_of_sdpa(make_model: Callable[..., Any], prompt: Ten
     assert torch.allclose(plain, packed, rtol=1e-3, atol=1e-6)
 
 
-def test_double_precision_is_dense(make_model: Callable[..., Any], prompt: Tensor, calls: list[int]) -> None:
+def test_double_precision_is_dense(
+    make_model: Callable[..., Any], prompt: Tensor, generate: Callable[..., Any], calls: list[int]
+) -> None:
     assert _near(
-        *_both(
-            make_model().double(), lambda m: _generate(m, prompt, LowBitCache(m.config, UNIFORM), tokens=4)
-        )
+        *_both(make_model().double(), lambda m: generate(m, prompt, LowBitCache(m.config, UNIFORM), tokens=4))
     )
     assert calls == []
 
@@ -340,16 +332,20 @@ WITHOUT_SDPA: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("kind", WITHOUT_SDPA)
 @pytest.mark.parametrize("pads", [(0,), (0, 20)])
 def test_models_that_sdpa_does_not_know_are_as_eager(
-    kind: str, pads: tuple[int, ...], prompt: Tensor, calls: list[int]
+    generate: Callable[..., Any],
+    padded: Callable[..., Any],
+    kind: str,
+    pads: tuple[int, ...],
+    calls: list[int],
 ) -> None:
     torch.manual_seed(7)
     model = WITHOUT_SDPA[kind]().eval()
-    batch, mask = _padded(prompt, pads)
+    batch, mask = padded(pads)
     found = []
     for name in ("eager", NAME):
         model.set_attn_implementation(name)
         cache = LowBitCache(model.config, UNIFORM)
-        found.append(_generate(model, batch, cache, attention_mask=mask, tokens=20))
+        found.append(generate(model, batch, cache, attention_mask=mask, tokens=20))
     assert _near(*found)
     assert calls == list(range(76, 76 + 19))
 
@@ -368,23 +364,26 @@ def test_compiled_model_reads_packed_states_outside_the_graph(
 
 
 def test_models_of_one_process_choose_on_their_own(
-    make_model: Callable[..., Any], prompt: Tensor, calls: list[int]
+    make_model: Callable[..., Any], prompt: Tensor, generate: Callable[..., Any], calls: list[int]
 ) -> None:
     one, other = make_model(), make_model()
     use_low_bit_attention(one)
-    _generate(other, prompt, LowBitCache(other.config, UNIFORM), tokens=4)
+    generate(other, prompt, LowBitCache(other.config, UNIFORM), tokens=4)
     assert calls == []
     assert one.config._attn_implementation == NAME
 
 
 def test_unknown_kernel_is_named(
-    make_model: Callable[..., Any], prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+    make_model: Callable[..., Any],
+    prompt: Tensor,
+    generate: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SAGITTAL_KERNEL", "abacus")
     model = make_model()
     use_low_bit_attention(model)
     with pytest.raises(InputError, match=r"SAGITTAL_KERNEL.*abacus"):
-        _generate(model, prompt, LowBitCache(model.config, UNIFORM))
+        generate(model, prompt, LowBitCache(model.config, UNIFORM))
 
 
 def test_model_whose_attention_cannot_be_chosen() -> None:

@@ -30,12 +30,6 @@ SMALL = CachePlan.uniform(3, 3, sinks=Sinks(count=2), **PAGED)
 FOUR = CachePlan.uniform(4, 4, sinks=Sinks(count=2), **PAGED)
 HALF_EXACT = CachePlan.uniform(16, 3, sinks=Sinks(count=2), **PAGED)
 KINDS = ["llama", "qwen2", "qwen3", "mistral", "gemma3", "phi3", "gpt2"]
-SEARCHES: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
-    "beams": {"do_sample": False, "num_beams": 3},
-    "sampling": {"do_sample": True, "temperature": 1.3, "top_k": 0},
-    "assisted": {"do_sample": False, "prompt_lookup_num_tokens": 3},
-}
 
 
 def _profile(layer: int = 1, threshold: float = 1.2, seed: int = 3) -> SinkProfile:
@@ -148,49 +142,37 @@ def _fake(config: Any, plan: CachePlan, pads: tuple[int, ...] = (0,)) -> Dynamic
     return cache
 
 
-def _generate(model: Any, ids: Tensor, cache: Any, how: str, tokens: int = 40, **more: Any) -> Any:
-    torch.manual_seed(11)
-    return model.generate(
-        ids,
-        past_key_values=cache,
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        return_dict_in_generate=True,
-        output_logits=True,
-        **SEARCHES[how],
-        **more,
-    )
-
-
 def _same(first: Any, second: Any) -> bool:
     return torch.equal(first.sequences, second.sequences) and all(
         torch.equal(a, b) for a, b in zip(first.logits, second.logits, strict=True)
     )
 
 
-@pytest.mark.parametrize("how", SEARCHES)
+@pytest.mark.parametrize("how", ["greedy", "beams", "sampling", "assisted"])
 @pytest.mark.parametrize("plan", [EXACT, WINDOW], ids=["16 bits", "in the window"])
 def test_bit_equal_to_a_plain_cache_where_nothing_is_quantised(
-    llama: Any, prompt: Tensor, how: str, plan: CachePlan
+    llama: Any, prompt: Tensor, generate: Callable[..., Any], how: str, plan: CachePlan
 ) -> None:
-    plain = _generate(llama, prompt, DynamicCache(config=llama.config), how)
-    assert _same(plain, _generate(llama, prompt, LowBitCache(llama.config, plan), how))
+    plain = generate(llama, prompt, DynamicCache(config=llama.config), how)
+    assert _same(plain, generate(llama, prompt, LowBitCache(llama.config, plan), how))
 
 
 @pytest.mark.parametrize("how", ["greedy", "beams", "sampling"])
 @pytest.mark.parametrize("plan", [SMALL, HALF_EXACT], ids=["3 bits", "exact keys"])
 def test_bit_equal_to_fake_quantisation_on_the_same_schedule(
-    llama: Any, prompt: Tensor, how: str, plan: CachePlan
+    llama: Any, prompt: Tensor, generate: Callable[..., Any], how: str, plan: CachePlan
 ) -> None:
-    fake = _generate(llama, prompt, _fake(llama.config, plan), how)
-    assert _same(fake, _generate(llama, prompt, LowBitCache(llama.config, plan), how))
-    plain = _generate(llama, prompt, DynamicCache(config=llama.config), how)
+    fake = generate(llama, prompt, _fake(llama.config, plan), how)
+    assert _same(fake, generate(llama, prompt, LowBitCache(llama.config, plan), how))
+    plain = generate(llama, prompt, DynamicCache(config=llama.config), how)
     assert not _same(plain, fake)  # or the test could not tell one cache from another
 
 
-def test_beam_scores_with_pages_are_those_of_fake_quantisation(llama: Any, prompt: Tensor) -> None:
+def test_beam_scores_with_pages_are_those_of_fake_quantisation(
+    llama: Any, prompt: Tensor, generate: Callable[..., Any]
+) -> None:
     found = [
-        _generate(llama, prompt, cache, "beams", output_scores=True, num_return_sequences=3)
+        generate(llama, prompt, cache, "beams", output_scores=True, num_return_sequences=3)
         for cache in (LowBitCache(llama.config, SMALL), _fake(llama.config, SMALL))
     ]
     assert torch.equal(found[0].sequences, found[1].sequences)
@@ -200,26 +182,26 @@ def test_beam_scores_with_pages_are_those_of_fake_quantisation(llama: Any, promp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", SEARCHES)
+@pytest.mark.parametrize("how", ["greedy", "beams", "sampling", "assisted"])
 def test_kinds_of_models_at_16_bits(
-    make_model: Callable[..., Any], prompt: Tensor, kind: str, how: str
+    make_model: Callable[..., Any], prompt: Tensor, generate: Callable[..., Any], kind: str, how: str
 ) -> None:
     model = make_model(kind)
-    plain = _generate(model, prompt, DynamicCache(config=model.config), how, tokens=12)
+    plain = generate(model, prompt, DynamicCache(config=model.config), how, tokens=12)
     cache = LowBitCache(model.config, EXACT)
     assert any(isinstance(layer, LowBitLayer) for layer in cache.layers) or kind == "mistral"
-    assert _same(plain, _generate(model, prompt, cache, how, tokens=12))
+    assert _same(plain, generate(model, prompt, cache, how, tokens=12))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_left_padded_texts_of_different_lengths_at_16_bits(
-    make_model: Callable[..., Any], prompt: Tensor, kind: str
+    make_model: Callable[..., Any], generate: Callable[..., Any], padded: Callable[..., Any], kind: str
 ) -> None:
     model = make_model(kind)
-    batch, mask = _padded(prompt, (0, 20, 71))
+    batch, mask = padded((0, 20, 71))
     for how in ("greedy", "beams", "sampling"):
         plain, low = (
-            _generate(model, batch, cache, how, tokens=6, attention_mask=mask)
+            generate(model, batch, cache, how, tokens=6, attention_mask=mask)
             for cache in (DynamicCache(config=model.config), LowBitCache(model.config, EXACT))
         )
         assert _same(plain, low)
@@ -258,17 +240,21 @@ def test_operations_on_the_batch_at_16_bits(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_prompt_is_used_again_at_16_bits(make_model: Callable[..., Any], prompt: Tensor, kind: str) -> None:
+def test_a_prompt_is_used_again_at_16_bits(
+    make_model: Callable[..., Any], prompt: Tensor, generate: Callable[..., Any], kind: str
+) -> None:
     model = make_model(kind)
     found = []
     for cache in (DynamicCache(config=model.config), LowBitCache(model.config, EXACT)):
-        first = _generate(model, prompt, cache, "greedy", tokens=4)
+        first = generate(model, prompt, cache, "greedy", tokens=4)
         longer = torch.cat([first.sequences, prompt[:, :7]], dim=1)
-        found.append(_generate(model, longer, cache, "greedy", tokens=4))
+        found.append(generate(model, longer, cache, "greedy", tokens=4))
     assert _same(found[0], found[1])
 
 
-def test_sliding_layers_keep_transformers_own(make_model: Callable[..., Any], prompt: Tensor) -> None:
+def test_sliding_layers_keep_transformers_own(
+    make_model: Callable[..., Any], prompt: Tensor, generate: Callable[..., Any]
+) -> None:
     model = make_model("gemma3")
     cache = LowBitCache(model.config, SMALL)
     assert [type(layer) for layer in cache.layers] == [
@@ -277,8 +263,8 @@ def test_sliding_layers_keep_transformers_own(make_model: Callable[..., Any], pr
         DynamicSlidingWindowLayer,
     ]
     plain = DynamicCache(config=model.config)
-    result = _generate(model, prompt, cache, "beams")
-    _generate(model, prompt, plain, "beams")
+    result = generate(model, prompt, cache, "beams")
+    generate(model, prompt, plain, "beams")
     assert torch.isfinite(result.logits[-1]).all()
     assert cache.nbytes < cache_bytes(plain)
     assert cache.nbytes_16bit == cache_bytes_16bit(plain)
@@ -286,31 +272,33 @@ def test_sliding_layers_keep_transformers_own(make_model: Callable[..., Any], pr
     assert DYNAMIC_LAYER_TYPE_MAPPING["full_attention"] is DynamicLayer
 
 
-def _padded(prompt: Tensor, pads: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    batch = torch.cat([prompt.roll(9 * i) for i in range(len(pads))])
-    mask = (torch.arange(prompt.shape[1]) >= torch.tensor(pads)[:, None]).long()
-    return torch.where(mask == 1, batch, 5), mask
-
-
 @pytest.mark.parametrize("how", ["greedy", "beams"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_left_padded_batch(make_model: Callable[..., Any], prompt: Tensor, how: str, attention: str) -> None:
+def test_left_padded_batch(
+    make_model: Callable[..., Any],
+    generate: Callable[..., Any],
+    padded: Callable[..., Any],
+    how: str,
+    attention: str,
+) -> None:
     model = make_model("llama", attn_implementation=attention)
     pads = (0, 20, 9)
-    batch, mask = _padded(prompt, pads)
+    batch, mask = padded(pads)
     found = [
-        _generate(model, batch, cache, how, tokens=20, attention_mask=mask)
+        generate(model, batch, cache, how, tokens=20, attention_mask=mask)
         for cache in (LowBitCache(model.config, SMALL), _fake(model.config, SMALL, pads))
     ]
     assert _same(found[0], found[1])
     assert torch.isfinite(found[0].logits[-1]).all()
 
 
-def test_row_of_padding_alone_harms_no_other(llama: Any, prompt: Tensor) -> None:
-    batch, mask = _padded(prompt, (0, 75, 20))
+def test_row_of_padding_alone_harms_no_other(
+    llama: Any, generate: Callable[..., Any], padded: Callable[..., Any]
+) -> None:
+    batch, mask = padded((0, 75, 20))
     for plan in (EXACT, SMALL):
-        with_it = _generate(llama, batch, LowBitCache(llama.config, plan), "greedy", attention_mask=mask)
-        without = _generate(
+        with_it = generate(llama, batch, LowBitCache(llama.config, plan), "greedy", attention_mask=mask)
+        without = generate(
             llama, batch[[0, 2]], LowBitCache(llama.config, plan), "greedy", attention_mask=mask[[0, 2]]
         )
         assert torch.equal(with_it.sequences[[0, 2]], without.sequences)
@@ -367,7 +355,9 @@ def test_crop_into_pages_keeps_what_came_before(llama: Any, prompt: Tensor) -> N
     assert cache.get_seq_length() == 0
 
 
-def test_each_token_is_quantised_once(llama: Any, prompt: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_token_is_quantised_once(
+    llama: Any, prompt: Tensor, generate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens: list[int] = []
     encode = Codec.encode
 
@@ -377,7 +367,7 @@ def test_each_token_is_quantised_once(llama: Any, prompt: Tensor, monkeypatch: p
 
     monkeypatch.setattr(Codec, "encode", counting)
     cache = LowBitCache(llama.config, SMALL)
-    _generate(llama, prompt, cache, "greedy", tokens=60)
+    generate(llama, prompt, cache, "greedy", tokens=60)
     held = [states for layer in cache.layers for states in layer.states]
     assert sum(tokens) == sum(states.quantised for states in held)
     assert sum(tokens) == 6 * 120  # of 134 tokens 14 are recent, in 3 layers' keys and values
@@ -421,18 +411,18 @@ def test_forks_are_independent_and_share_pages(
     assert a.states[0].pages[0] is b.states[0].pages[0]
 
 
-def test_reset_starts_anew(llama: Any, prompt: Tensor) -> None:
+def test_reset_starts_anew(llama: Any, prompt: Tensor, generate: Callable[..., Any]) -> None:
     cache = LowBitCache(llama.config, SMALL)
-    first = _generate(llama, prompt, cache, "greedy")
+    first = generate(llama, prompt, cache, "greedy")
     cache.reset()
     assert cache.nbytes == 0
     assert math.isnan(cache.effective_bits)
-    assert _same(first, _generate(llama, prompt, cache, "greedy"))
+    assert _same(first, generate(llama, prompt, cache, "greedy"))
 
 
-def test_bytes_are_those_of_the_storages(llama: Any, prompt: Tensor) -> None:
+def test_bytes_are_those_of_the_storages(llama: Any, prompt: Tensor, generate: Callable[..., Any]) -> None:
     cache = LowBitCache(llama.config, SMALL)
-    _generate(llama, prompt, cache, "greedy", tokens=30)
+    generate(llama, prompt, cache, "greedy", tokens=30)
     cache.crop(-13)
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -584,11 +574,13 @@ def _feed(cache: LowBitCache, states: list[Tensor], start: int, end: int) -> lis
 
 
 @pytest.mark.parametrize("how", ["greedy", "beams", "sampling"])
-def test_predicted_sinks_are_those_of_fake_quantisation(llama: Any, prompt: Tensor, how: str) -> None:
+def test_predicted_sinks_are_those_of_fake_quantisation(
+    llama: Any, prompt: Tensor, generate: Callable[..., Any], how: str
+) -> None:
     plan = _predicting()
-    fake = _generate(llama, prompt, _fake(llama.config, plan), how)
-    assert _same(fake, _generate(llama, prompt, LowBitCache(llama.config, plan), how))
-    assert not _same(fake, _generate(llama, prompt, LowBitCache(llama.config, SMALL), how))
+    fake = generate(llama, prompt, _fake(llama.config, plan), how)
+    assert _same(fake, generate(llama, prompt, LowBitCache(llama.config, plan), how))
+    assert not _same(fake, generate(llama, prompt, LowBitCache(llama.config, SMALL), how))
 
 
 @settings(max_examples=25)
@@ -653,12 +645,14 @@ def test_no_more_sinks_are_predicted_than_allowed(llama: Any, sizes: tuple[int, 
         assert kept == [sorted(place for place in row if place < quantised) for row in best]
 
 
-def test_predicted_sinks_take_no_padding(llama: Any, prompt: Tensor) -> None:
-    batch, mask = _padded(prompt, (0, 40))
+def test_predicted_sinks_take_no_padding(
+    llama: Any, generate: Callable[..., Any], padded: Callable[..., Any]
+) -> None:
+    batch, mask = padded((0, 40))
     cache = LowBitCache(llama.config, _predicting())
-    _generate(llama, batch, cache, "greedy", attention_mask=mask)
+    generate(llama, batch, cache, "greedy", attention_mask=mask)
     alone = LowBitCache(llama.config, _predicting())
-    _generate(llama, batch[:1], alone, "greedy")
+    generate(llama, batch[:1], alone, "greedy")
     found = cache.layers[1].states[0].kept_at
     assert int(found[1][found[1] >= 0].min()) >= 39  # the last of the padding might be the text's first token
     first = found[0][found[0] >= 0]
@@ -718,7 +712,7 @@ def test_run_length_of_a_model(llama: Any, make_model: Callable[..., Any], promp
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "phi3"])
 def test_keys_before_the_embedding_of_a_padded_text_are_those_of_the_text_alone(
-    make_model: Callable[..., Any], prompt: Tensor, kind: str
+    make_model: Callable[..., Any], padded: Callable[..., Any], kind: str
 ) -> None:
     model = make_model(kind, num_hidden_layers=1)
     mean = torch.linspace(-3, 3, 32).reshape(2, 16).numpy()
@@ -726,7 +720,7 @@ def test_keys_before_the_embedding_of_a_padded_text_are_those_of_the_text_alone(
         bits=8, scale="static", levels="gaussian", spread=abs(mean) + 3, mean=mean, before_rope=True
     )
     plan = CachePlan(keys=(keys,), values=(Coding(bits=16),), sinks=Sinks(count=0), residual=0, page=8)
-    batch, mask = _padded(prompt, (0, 26))
+    batch, mask = padded((0, 26))
     caches = [LowBitCache(model.config, plan), LowBitCache(model.config, plan)]
     model.generate(batch, attention_mask=mask, past_key_values=caches[0], max_new_tokens=1, do_sample=False)
     model.generate(batch[1:, 26:], past_key_values=caches[1], max_new_tokens=1, do_sample=False)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from sagittal.language.evaluation import (
 )
 from sagittal.language.plan import Sinks
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PREFILL, DECODE = 40, 21
 SMALL = CachePlan.uniform(3, 3, group=8, sinks=Sinks(count=2), residual=8, page=8)
 EXACT = CachePlan.uniform(16, 16)
@@ -76,28 +77,6 @@ def _of(layer: type[DynamicLayer]) -> Callable[[Any], DynamicCache]:
 
 def _low_bit(config: Any) -> LowBitCache:
     return LowBitCache(config, SMALL)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads, much so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def wrap(tokenizer: Any) -> Callable[[Any], LanguageModel]:
-    def wrapped(model: Any) -> LanguageModel:
-        return LanguageModel(model, tokenizer, "tiny", model.config.max_position_embeddings, "0" * 64)
-
-    return wrapped
-
-
-@pytest.fixture(scope="module")
-def model(wrap: Callable[[Any], LanguageModel], llama: Any) -> LanguageModel:
-    return wrap(llama)
 
 
 @pytest.fixture(scope="module")

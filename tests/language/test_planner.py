@@ -421,7 +421,11 @@ def test_a_plan_of_another_model_is_refused(
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma3", "gpt2"])
 def test_planned_and_generated_with(
-    make_model: Callable[..., Any], tokenizer: Any, prompt: Tensor, kind: str
+    make_model: Callable[..., Any],
+    tokenizer: Any,
+    prompt: Tensor,
+    generate: Callable[..., Any],
+    kind: str,
 ) -> None:
     model = make_model(kind)
     said: list[str] = []
@@ -431,7 +435,7 @@ def test_planned_and_generated_with(
     assert plan.made_for["model_type"] == model.config.model_type
     for beams in (1, 3):
         cache = LowBitCache(model.config, plan)
-        found = _generate(model, prompt, cache, num_beams=beams)
+        found = generate(model, prompt, cache, tokens=30, num_beams=beams).sequences
         assert found.shape == (1, 75 + 30)
         assert cache.get_seq_length() == 75 + 29
         assert any(states.quantised > 40 for layer in _low(cache) for states in layer.states or ())
@@ -440,30 +444,18 @@ def test_planned_and_generated_with(
     mask = (torch.arange(75) >= pads[:, None]).long()
     padded = torch.where(mask == 1, batch, 0)
     cache = LowBitCache(model.config, plan)
-    found = _generate(model, padded, cache, attention_mask=mask, output_logits=True)
+    found = generate(model, padded, cache, attention_mask=mask, tokens=30)
     assert cache.sequences.pads.tolist() == pads.tolist()
     # each row goes on as it does alone, but for the order of sums
     for row, pad in enumerate(pads.tolist()):
         own = LowBitCache(model.config, plan)
-        alone = _generate(model, batch[row : row + 1, pad:], own, output_logits=True)
+        alone = generate(model, batch[row : row + 1, pad:], own, tokens=30)
         assert torch.allclose(alone.logits[0][0], found.logits[0][row], atol=1e-3)
         assert torch.isfinite(found.logits[-1][row]).all()
 
 
 def _low(cache: LowBitCache) -> list[LowBitLayer]:
     return [layer for layer in cache.layers if isinstance(layer, LowBitLayer)]
-
-
-def _generate(model: Any, ids: Tensor, cache: Any, **more: Any) -> Any:
-    return model.generate(
-        ids,
-        past_key_values=cache,
-        max_new_tokens=30,
-        min_new_tokens=30,
-        do_sample=False,
-        return_dict_in_generate="output_logits" in more,
-        **more,
-    )
 
 
 def _divergence(model: Any, ids: Tensor, cache: LowBitCache, prefix: int) -> float:

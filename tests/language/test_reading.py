@@ -19,11 +19,6 @@ TEXT = "".join(f"2024-03-{day:02d}  MRI of the brain, series {day}.\n" for day i
 QUESTIONS = ["When was series 7 made?", "3 lesions?", "(why) a scan", "Ünder which name?"]
 
 
-@pytest.fixture(scope="module")
-def model(llama: Any, tokenizer: Any) -> LanguageModel:
-    return LanguageModel(llama, tokenizer, "tiny", 2048, "0" * 64)
-
-
 def _plain(config: Any) -> DynamicCache:
     return DynamicCache(config=config)
 

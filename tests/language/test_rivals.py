@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,22 +13,14 @@ from sagittal.language import LanguageModel
 from sagittal.language.evaluation import Window, evaluate, sixteen_bit
 from sagittal.language.rivals import RIVALS, rival
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PREFILL, DECODE = 96, 136  # whole groups of 64 numbers at every length; the residual fills once
 LIBRARIES = {"hf-quanto2": "optimum.quanto", "hf-quanto4": "optimum.quanto", "hf-hqq2": "hqq.core.quantize"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads, much so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def model(make_model: Callable[..., Any], tokenizer: Any) -> LanguageModel:
-    return LanguageModel(make_model("llama").bfloat16(), tokenizer, "tiny", 2048, "0" * 64)
+def model(wrap: Callable[[Any], LanguageModel], make_model: Callable[..., Any]) -> LanguageModel:
+    return wrap(make_model("llama").bfloat16())
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +54,10 @@ def test_refuses_a_model_with_sliding_windows(make_model: Callable[..., Any], na
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_is_measured_in_runs_as_in_single_steps(
-    make_model: Callable[..., Any], tokenizer: Any, window: Window, name: str
+    make_model: Callable[..., Any], wrap: Callable[[Any], LanguageModel], window: Window, name: str
 ) -> None:
     pytest.importorskip(LIBRARIES[name])
-    model = LanguageModel(make_model("llama", num_hidden_layers=1), tokenizer, "tiny", 2048, "0" * 64)
+    model = wrap(make_model("llama", num_hidden_layers=1))
     passes = []
     hook = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(kwargs["input_ids"].shape[1]), with_kwargs=True

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sagittal.language.sides import _fitted
 from sagittal.language.sinks import NoSinks, SinkProfile
 from sagittal.language.specs import FALLBACK_SINKS, METHODS, Spec, parse_spec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = "group=16,page=8,residual=8"
 PLAIN = [
     "16bit",
@@ -58,20 +59,6 @@ CALIBRATED = [
     "kivi3:sinks=predict,page=8",
 ]
 RIVALLING = [f"{name}{bits}" for name in METHODS for bits in (2, 3, 4)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads, much so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model(make_model: Callable[..., Any], tokenizer: Any) -> LanguageModel:
-    return LanguageModel(make_model("llama"), tokenizer, "tiny", 2048, "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -163,13 +150,15 @@ def test_rotatekv_sorts_the_rotated_means_of_all_heads(
     assert bool((turned[torch.tensor(coding.order).long()].diff() >= -1e-5).all())
 
 
-def test_a_key_bias_is_taken_off(make_model: Callable[..., Any], tokenizer: Any) -> None:
+def test_a_key_bias_is_taken_off(
+    make_model: Callable[..., Any], wrap: Callable[[Any], LanguageModel]
+) -> None:
     wide = make_model("qwen2")
     for layer in wide.model.layers:
         torch.nn.init.normal_(layer.self_attn.k_proj.bias, std=20.0)
-    model = LanguageModel(wide, tokenizer, "tiny", 2048, "0" * 64)
+    model = wrap(wide)
     text = "a few words that say nothing, " * 20
-    found = calibrate(wide, tokenizer, text=text, windows=2, length=192)
+    found = calibrate(wide, model.tokenizer, text=text, windows=2, length=192)
     keys = torch.randn(1, 2, 64, 16, generator=torch.Generator().manual_seed(0)) + wide.model.layers[
         0
     ].self_attn.k_proj.bias.reshape(1, 2, 1, 16)

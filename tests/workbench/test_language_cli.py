@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
 from sagittal.core.errors import InputError
@@ -22,6 +21,7 @@ from sagittal.workbench.cli import app
 from sagittal.workbench.language_figure import draw_plan
 from sagittal.workbench.output import table
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FIELDS = {
     "spec",
     "perplexity",
@@ -41,17 +41,8 @@ def sagittal(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["language", *map(str, arguments)], prog_name="sagittal")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads, much so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Callable[..., Any]) -> Path:
     """Folder of a tiny random model that reads bytes."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     torch.manual_seed(7)
@@ -70,14 +61,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
     )
     LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<|end|>", "<|im_start|>", "<|im_end|>", *letters])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    core.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|end|>"
-    ).save_pretrained(folder)
+    roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    make_tokenizer("<|end|>", *roles.values(), **roles).save_pretrained(folder)
     return folder
 
 

@@ -43,6 +43,7 @@ CachesOption = Annotated[
         "--cache", help="16bit, k2v2:sinks=predict, kivi2, hf-quanto2, ... or a plan.json; more than once."
     ),
 ]
+FigureOption = Annotated[Path | None, typer.Option(help="Also draw it, a PNG file.")]
 JsonFileOption = Annotated[
     str | None,
     typer.Option(
@@ -62,17 +63,13 @@ def plan(
         Path | None,
         typer.Option(help="Text of the kind that will be read, to measure on; English prose without one."),
     ] = None,
-    figure: Annotated[Path | None, typer.Option(help="Also draw it, a PNG file.")] = None,
+    figure: FigureOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model and plan its cache under a budget of bits."""
     if not 0 < budget <= 16:
         raise InputError("the budget is out of range", value=budget, expected="more than 0, at most 16 bits")
-    _writable([out, *([figure] if figure else [])])
-    if figure is not None:
-        from sagittal.workbench.language_figure import require_matplotlib
-
-        require_matplotlib()
+    _drawable(out, figure)
     read = None if text is None else _read(text)
     with status(quiet=as_json) as report:
         found = _model(model, report)
@@ -157,18 +154,14 @@ def profile(
     model: ModelOption,
     text: Annotated[Path, typer.Option(help="Text to measure on, UTF-8; about 25 kB at the least.")],
     out: Annotated[Path, typer.Option(help="The profile, a JSON file.")],
-    figure: Annotated[Path | None, typer.Option(help="Also draw it, a PNG file.")] = None,
+    figure: FigureOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure sinks, means, outliers and sensitivities of a model's keys and values, layer by layer.
 
     What the JSON holds is said at sagittal.language.profiling.ModelProfile.to_json.
     """
-    _writable([out, *([figure] if figure else [])])
-    if figure is not None:
-        from sagittal.workbench.language_figure import require_matplotlib
-
-        require_matplotlib()
+    _drawable(out, figure)
     read = _read(text)
     with status(quiet=as_json) as report:
         found = _model(model, report)
@@ -508,6 +501,15 @@ def _writable(paths: Sequence[Path]) -> None:
                 raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(folder))
             with tempfile.TemporaryFile(dir=folder):
                 pass
+
+
+def _drawable(out: Path, figure: Path | None) -> None:
+    """Refuse places that cannot be written, and a figure that cannot be drawn."""
+    _writable([out, *([figure] if figure else [])])
+    if figure is not None:
+        from sagittal.workbench.language_figure import require_matplotlib
+
+        require_matplotlib()
 
 
 # ---------------------------------------------------------------------- results

@@ -1,0 +1,59 @@
+"""The tables of speed, from the JSON that the benchmarks write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from language_results import HERE, MISSING
+from tables import table
+
+SPEED = HERE.parent / "benchmarks" / "results"
+
+
+def attention_speed(folder: Path = SPEED) -> str:
+    """Return how long attention to packed pages takes, beside torch's and ONNX Runtime's."""
+    path = folder / "decode_attention.json"
+    if not path.is_file():
+        return f"{MISSING.capitalize()}.\n"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    ratios = ("ratio_to_sdpa_bf16", "ratio_to_floor", "ratio_to_ort_int8", "ratio_to_ort_int4")
+    cells = [
+        [
+            row["layout"],
+            f"{row['head_dim']}, {row['gqa']}",
+            row["threads"],
+            f"{row['effective_bits']:.2f}",
+            *("-" if row[name] is None else f"{row[name]:.2f}" for name in ratios),
+        ]
+        for row in found["rows"]
+    ]
+    columns = ["layout", "width, queries a head", "threads", "bits", "of torch's bfloat16", "of the floor"]
+    columns += ["of ONNX Runtime int8", "of int4"]
+    first = found["rows"][0]
+    where = f"{first['context']} tokens, kernel `{first['kernel']}`, {found['machine']['processor']}"
+    return f"{where}.\n\n{table(columns, cells)}"
+
+
+def step_speed(folder: Path = SPEED) -> str:
+    """Return how long a step of a model takes, beside transformers' own cache."""
+    path = folder / "generate.json"
+    if not path.is_file():
+        return f"{MISSING.capitalize()}.\n"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        ["a step", f"{found['step_ratio_to_dynamic']:.2f}"],
+        ["reading the text", f"{found['prefill_ratio']:.2f}"],
+        ["bytes of the cache", f"{found['cache_bytes']['sagittal'] / found['cache_bytes']['dynamic']:.2f}"],
+    ]
+    peaks = found.get("peak_bytes", {})
+    if peaks.get("dynamic") and peaks.get("sagittal"):
+        rows.append(["most memory of the process", f"{peaks['sagittal'] / peaks['dynamic']:.2f}"])
+    rows.append(["the longest step, of the median one", f"{found['longest_step_over_median']:.2f}"])
+    rows.append(["the same of `DynamicCache`", f"{found['longest_step_over_median_dynamic']:.2f}"])
+    threads = f"{found['threads']} {'thread' if found['threads'] == 1 else 'threads'}"
+    where = (
+        f"{found['model']}, {found['context']} tokens, {found['effective_bits']:.2f} bits, {threads}, "
+        f"{found['machine']['processor']}"
+    )
+    return f"{where}.\n\n{table(['', 'of `DynamicCache`'], rows)}"
