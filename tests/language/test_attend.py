@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.core.errors import InputError
-from sagittal.language import attend as module
+from sagittal.language import extension
 from sagittal.language.attend import attend, kernels, reference
 from sagittal.language.codec import Codec
 from sagittal.language.pages import PagedStates
@@ -210,7 +210,7 @@ def test_the_result_has_the_dtype_of_the_query(dtype):
 
 def test_kernels_begin_with_the_reference(monkeypatch):
     assert kernels()[0] == "reference"
-    monkeypatch.setattr(module, "_native", None)
+    monkeypatch.setattr(extension, "native", None)
     assert kernels() == ("reference",)
     keys, values = layer(("static", "static"))
     assert attend(torch.randn(1, 4, 1, 32), keys, values, scaling=1.0).shape == (1, 4, 1, 32)
