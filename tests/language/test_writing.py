@@ -232,6 +232,15 @@ def test_numbers_at_the_ends_of_the_range(kernel: str, monkeypatch: pytest.Monke
         assert _differ(codec, found, expected) == (0, 0)
 
 
+@pytest.mark.parametrize("kernel", extension.kernels())
+def test_a_mean_beyond_float32_is_refused(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a block of finite numbers with a token that is held elsewhere."""
+    codec = _codec(np.full((1, 32), 3))
+    states, kept = torch.full((1, 1, 16, 32), 5e37), torch.arange(16)[None] == 3
+    with pytest.raises(InputError, match="not finite"):
+        _encoded(codec, states, kernel, monkeypatch, kept)
+
+
 @pytest.mark.parametrize("shape", [(1, 63, 16), (1, 64, 12), (1, 64, 0), (0, 64, 16), (64, 16)])
 def test_components_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     writer = _codec(np.full((2, 32), 3)).writer()

@@ -176,16 +176,15 @@ class Codec:
             InputError: A state is NaN, infinite, or beyond what float16 scales hold.
         """
         given = components = self.turned(states.float(), positions)
-        native = writes(self.coding, components)
-        if not native:
-            _refuse_infinite(components)
         if kept is not None and bool(kept.any()):
             components = self._without(components, kept)
-        if native:
-            found = _writer(self).write(components)
-            if found is not None:
-                return Page(states.shape[-2], *found)
-            _refuse_infinite(given)  # finite numbers may still add up to more than float32 holds
+        if writes(self.coding, components):
+            written = _writer(self).write(components)
+            if written is not None:
+                return Page(states.shape[-2], *written)
+        _refuse_infinite(given)
+        if components is not given:  # a mean of finite numbers may be beyond float32
+            _refuse_infinite(components)
         places, outliers, components = self.outliers(components)
         static = self.coding.scale == "static"
         codes, scale, offset = self._static(components) if static else self._measured(components)
