@@ -9,11 +9,13 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "pool.h"
 #include "problem.h"
@@ -37,6 +39,7 @@ void require(bool holds, const char* what) {
 struct Kernel {
   const char* name;
   Compute compute;
+  Quantise quantise;
 };
 
 bool tiles_allowed() {  // Linux grants the tile registers to those who ask
@@ -59,20 +62,27 @@ bool has_tiles() {
 // The kernels that run here, the fastest last.
 const std::vector<Kernel>& available() {
   static const std::vector<Kernel> found = [] {
-    std::vector<Kernel> kernels{{"generic", generic::compute}};
+    std::vector<Kernel> kernels{{"generic", generic::compute, generic::quantise}};
 #if defined(SAGITTAL_X86)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-      kernels.push_back({"avx2", avx2::compute});
+      kernels.push_back({"avx2", avx2::compute, avx2::quantise});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-      kernels.push_back({"avx512", avx512::compute});
-      if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") && has_tiles()) kernels.push_back({"amx", amx::compute});
+      kernels.push_back({"avx512", avx512::compute, avx512::quantise});
+      if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") && has_tiles()) kernels.push_back({"amx", amx::compute, amx::quantise});
     }
 #endif
     return kernels;
   }();
   return found;
+}
+
+const Kernel& kernel_of(const std::string& name) {
+  const auto& known = available();
+  const auto found = std::find_if(known.begin(), known.end(), [&](const Kernel& k) { return name == k.name; });
+  require(found != known.end(), "this kernel does not run here");
+  return *found;
 }
 
 // ------------------------------------------------------------------------------------------ codings
@@ -104,29 +114,11 @@ float shrink_levels(const std::vector<float>& levels, std::vector<uint16_t>& wor
   return best;
 }
 
-struct Held : Coding {
-  std::optional<Array<int8_t, 3>> kept;  // the basis, which is not copied
-};
-
-Held coding(int width, int page, int scale, int group, bool gain, bool turned, Array<uint8_t, 2> bits,
-            const std::vector<Array<float, 1>>& levels, Array<float, 2> factor, Array<float, 2> inverse,
-            Array<float, 2> mean, std::optional<Array<int8_t, 3>> basis) {
-  Held c;
-  const std::size_t H = bits.shape(0), C = bits.shape(1), D = width;
-  require(H > 0 && H < 1 << 16 && C > 0 && C <= kWidest && width > 0 && width <= 1 << 12, "heads or their width are out of range");
-  require(page > 0 && page % kTile == 0 && page <= 1 << 12, "pages are of no whole tiles");
-  require(scale >= 0 && scale <= 2 && group > 0 && (Scale(scale) != Scale::token || (H * C) % group == 0), "groups do not divide the components");
-  require(!gain || Scale(scale) == Scale::fixed, "only a static coding has gains");
-  require(factor.shape(0) == H && factor.shape(1) == C, "factors are of other components");
-  require(inverse.shape(0) == H && inverse.shape(1) == D && mean.shape(0) == H && mean.shape(1) == D, "weights or means are of other heads");
-  require(basis ? (basis->shape(0) == H || basis->shape(0) == 1) && basis->shape(1) == D && basis->shape(2) == C : C == D,
-          "the basis is of other heads");
-  c.heads = int(H), c.width = width, c.components = int(C), c.page = page;
-  c.scale = Scale(scale), c.group = c.scale == Scale::token ? group : int(H * C), c.gain = gain, c.turned = turned;
-  c.factor.assign(factor.data(), factor.data() + H * C);
-  c.inverse.assign(inverse.data(), inverse.data() + H * D);
-  c.mean.assign(mean.data(), mean.data() + H * D);
-  if (basis) c.basis = basis->data(), c.shared = basis->shape(0) == 1 && H > 1, c.kept = std::move(basis);
+// Put the components of each width into a plane, and take its levels. Runs are within groups of components.
+void lay_out(Layout& c, const Array<uint8_t, 2>& bits, const std::vector<Array<float, 1>>& levels, int group) {
+  const std::size_t H = bits.shape(0), C = bits.shape(1);
+  require(H > 0 && H < 1 << 16 && C > 0 && C <= kWidest, "heads or their width are out of range");
+  c.heads = int(H), c.components = int(C);
   c.runs.resize(H);
   c.order.resize(H);
   for (int b = 1; b <= 8; ++b) {
@@ -137,7 +129,7 @@ Held coding(int width, int page, int scale, int group, bool gain, bool turned, A
       for (std::size_t i = 0; i < C; ++i) {
         require(bits.data()[h * C + i] <= 8, "codes have more than 8 bits");
         if (bits.data()[h * C + i] != b) continue;
-        const int at = int((h * C + i) / c.group);
+        const int at = int((h * C + i) / group);
         auto& runs = c.runs[h];
         if (runs.empty() || runs.back().plane != plane || runs.back().group != at)
           runs.push_back({plane, b, rows, 0, int(order.size()), at});
@@ -151,14 +143,65 @@ Held coding(int width, int page, int scale, int group, bool gain, bool turned, A
     const auto& given = levels[c.bits.size()];
     std::vector<float> table(std::max<std::size_t>(16, given.shape(0)));
     for (std::size_t i = 0; i < table.size(); ++i) table[i] = given.data()[i % given.shape(0)];
+    c.bits.push_back(b), c.rows.push_back(rows), c.levels.push_back(std::move(table));
+  }
+}
+
+struct Held : Coding {
+  std::optional<Array<int8_t, 3>> kept;  // the basis, which is not copied
+};
+
+Held coding(int width, int page, int scale, int group, bool gain, bool turned, Array<uint8_t, 2> bits,
+            const std::vector<Array<float, 1>>& levels, Array<float, 2> factor, Array<float, 2> inverse,
+            Array<float, 2> mean, std::optional<Array<int8_t, 3>> basis) {
+  Held c;
+  const std::size_t H = bits.shape(0), C = bits.shape(1), D = width;
+  require(H > 0 && C > 0 && width > 0 && width <= 1 << 12, "heads or their width are out of range");
+  require(page > 0 && page % kTile == 0 && page <= 1 << 12, "pages are of no whole tiles");
+  require(scale >= 0 && scale <= 2 && group > 0 && (Scale(scale) != Scale::token || (H * C) % group == 0), "groups do not divide the components");
+  require(!gain || Scale(scale) == Scale::fixed, "only a static coding has gains");
+  require(factor.shape(0) == H && factor.shape(1) == C, "factors are of other components");
+  require(inverse.shape(0) == H && inverse.shape(1) == D && mean.shape(0) == H && mean.shape(1) == D, "weights or means are of other heads");
+  require(basis ? (basis->shape(0) == H || basis->shape(0) == 1) && basis->shape(1) == D && basis->shape(2) == C : C == D,
+          "the basis is of other heads");
+  c.width = width, c.page = page;
+  c.scale = Scale(scale), c.group = c.scale == Scale::token ? group : int(H * C), c.gain = gain, c.turned = turned;
+  c.factor.assign(factor.data(), factor.data() + H * C);
+  c.inverse.assign(inverse.data(), inverse.data() + H * D);
+  c.mean.assign(mean.data(), mean.data() + H * D);
+  if (basis) c.basis = basis->data(), c.shared = basis->shape(0) == 1 && H > 1, c.kept = std::move(basis);
+  lay_out(c, bits, levels, c.group);
+  for (std::size_t i = 0; i < c.levels.size(); ++i) {
+    const auto& table = c.levels[i];
     bool plain = true;
-    for (std::size_t i = 0; i < given.shape(0); ++i) plain &= given.data()[i] == float(i);
+    for (int j = 0; j < 1 << c.bits[i]; ++j) plain &= table[j] == float(j);
     c.plain.push_back(plain);
     c.words.emplace_back();
     c.shrink.push_back(shrink_levels(table, c.words.back()));
-    c.bits.push_back(b), c.rows.push_back(rows), c.levels.push_back(std::move(table));
   }
   return c;
+}
+
+Quantiser quantiser(const Array<uint8_t, 2>& bits, const std::vector<Array<float, 1>>& levels, const Array<float, 2>& spread,
+                    const std::optional<Array<float, 1>>& gains) {
+  Quantiser q;
+  lay_out(q, bits, levels, int(bits.shape(0) * bits.shape(1)));
+  require(spread.shape(0) == bits.shape(0) && spread.shape(1) == bits.shape(1), "spreads are of other components");
+  require(!gains || gains->shape(0) == 256, "there are not 256 gains");
+  q.gain = gains.has_value();
+  q.spread.assign(spread.data(), spread.data() + spread.size());
+  if (gains) q.gains.assign(gains->data(), gains->data() + 256);
+  for (std::size_t i = 0; i < q.bits.size(); ++i) {
+    const auto& levels_of = q.levels[i];
+    std::vector<float> tree(levels_of.size());
+    for (int b = 0; b < q.bits[i]; ++b)
+      for (int j = 0; j < 1 << b; ++j) {
+        const int at = (2 * j + 1) << (q.bits[i] - b - 1);  // of this many levels the tree's node is the end
+        tree[(1 << b) + j] = (levels_of[at] + levels_of[at - 1]) / 2;
+      }
+    q.edges.push_back(std::move(tree));
+  }
+  return q;
 }
 
 // ------------------------------------------------------------------------------------------ a call
@@ -254,9 +297,7 @@ void combine(const Problem& p, const std::vector<Item>& all, const std::vector<f
 void attend(const std::string& kernel, int threads, int batch, int heads, int queries, const Memory& query, const GivenSide& keys,
             const GivenSide& values, const std::optional<Memory>& pads, const std::optional<Memory>& visible, float softcap,
             const std::optional<Memory>& sinks, const std::optional<std::tuple<int, Memory, Memory>>& rope, const Memory& out) {
-  const auto& known = available();
-  const auto chosen = std::find_if(known.begin(), known.end(), [&](const Kernel& k) { return kernel == k.name; });
-  require(chosen != known.end(), "this kernel does not run here");
+  const Kernel& chosen = kernel_of(kernel);
   require(batch > 0 && heads > 0 && queries > 0 && queries <= 1 << 12 && heads < 1 << 16 && batch < 1 << 20, "there is no query");
   Problem p;
   p.batch = batch, p.heads = heads, p.queries = queries, p.softcap = softcap;
@@ -303,9 +344,50 @@ void attend(const std::string& kernel, int threads, int batch, int heads, int qu
   Pool::run(threads, int64_t(all.size()), [&](int64_t i) {
     thread_local Scratch scratch;
     const Item& next = all[std::min<std::size_t>(i + threads, all.size() - 1)];
-    chosen->compute(p, all[i], next, scratch, call, partials.data() + i * each);
+    chosen.compute(p, all[i], next, scratch, call, partials.data() + i * each);
   });
   combine(p, all, partials, sink, result);
+}
+
+template <typename T>
+T* writable(const Memory& m, std::size_t count, const char* what) {
+  return const_cast<T*>(memory<T>(m, count, what));
+}
+
+using Triple = std::tuple<int64_t, int64_t, int64_t>;  // batch, component, token
+
+// Write the codes and gains of new tokens; tell whether all their components are finite.
+bool quantise(const std::string& kernel, int threads, const Quantiser& quantiser, const Triple& shape, const Memory& components,
+              const Triple& strides, const std::vector<Memory>& planes, const std::optional<Memory>& gain) {
+  const Kernel& chosen = kernel_of(kernel);
+  const auto [batch, rows, tokens] = shape;
+  require(rows == int64_t(quantiser.heads) * quantiser.components, "components are of other heads");
+  require(batch > 0 && batch < 1 << 20 && tokens > 0 && tokens % 8 == 0 && tokens < int64_t(1) << 40, "tokens fill no whole bytes");
+  Fresh fresh{&quantiser, tokens, nullptr, 0, 0, 0, {}, nullptr};
+  std::tie(fresh.batch_stride, fresh.component_stride, fresh.token_stride) = strides;
+  const auto far = [&](int64_t stride, int64_t count) {  // whether the last one lies outside, without overflow
+    return stride < 0 || (count > 1 && stride > int64_t(components.second / 4) / (count - 1));
+  };
+  require(!far(fresh.batch_stride, batch) && !far(fresh.component_stride, rows) && !far(fresh.token_stride, tokens), "components have another size");
+  const int64_t last = (batch - 1) * fresh.batch_stride + (rows - 1) * fresh.component_stride + (tokens - 1) * fresh.token_stride;
+  require(last < int64_t(components.second / 4), "components have another size");
+  fresh.components = memory<float>(components, components.second / 4, "components are no float32 numbers");
+  require(planes.size() == quantiser.bits.size(), "there is another number of planes");
+  for (std::size_t i = 0; i < planes.size(); ++i)
+    fresh.planes.push_back(writable<uint8_t>(planes[i], std::size_t(batch) * quantiser.rows[i] * (tokens / 8) * quantiser.bits[i], "a plane has another size"));
+  require(quantiser.gain == gain.has_value(), "gains and the coding disagree");
+  if (gain) fresh.gain = writable<uint8_t>(*gain, std::size_t(batch) * quantiser.heads * tokens, "gains have another size");
+  nb::gil_scoped_release released;
+  const int64_t spans = (tokens + kSpan - 1) / kSpan, heads = quantiser.heads;
+  std::atomic<bool> finite{true};
+  Pool::run(threads, batch * heads * spans, [&](int64_t i) {
+    thread_local std::vector<float> room;
+    room.resize(std::size_t(quantiser.components) * kTile);
+    const int64_t first = i % spans * kSpan;
+    if (!chosen.quantise(fresh, int(i / spans / heads), int(i / spans % heads), first, std::min<int64_t>(kSpan, tokens - first), room.data()))
+      finite = false;
+  });
+  return finite;
 }
 
 }  // namespace
@@ -320,6 +402,11 @@ NB_MODULE(_native, m) {
       },
       nb::kw_only(), nb::arg("width"), nb::arg("page"), nb::arg("scale"), nb::arg("group"), nb::arg("gain"), nb::arg("turned"),
       nb::arg("bits"), nb::arg("levels"), nb::arg("factor"), nb::arg("inverse"), nb::arg("mean"), nb::arg("basis").none());
+  nb::class_<Quantiser>(m, "Quantiser").def(
+      "__init__",
+      [](Quantiser* self, Array<uint8_t, 2> bits, const std::vector<Array<float, 1>>& levels, Array<float, 2> spread,
+         std::optional<Array<float, 1>> gains) { new (self) Quantiser(quantiser(bits, levels, spread, gains)); },
+      nb::kw_only(), nb::arg("bits"), nb::arg("levels"), nb::arg("spread"), nb::arg("gains").none());
   m.def("kernels", [] {
     std::vector<std::string> names;
     for (const Kernel& k : available()) names.push_back(k.name);
@@ -328,4 +415,6 @@ NB_MODULE(_native, m) {
   m.def("attend", &attend, nb::arg("kernel"), nb::arg("threads"), nb::arg("batch"), nb::arg("heads"), nb::arg("queries"), nb::arg("query"),
         nb::arg("keys"), nb::arg("values"), nb::arg("pads").none(), nb::arg("visible").none(), nb::arg("softcap"), nb::arg("sinks").none(),
         nb::arg("rope").none(), nb::arg("out"));
+  m.def("quantise", &quantise, nb::arg("kernel"), nb::arg("threads"), nb::arg("quantiser"), nb::arg("shape"), nb::arg("components"),
+        nb::arg("strides"), nb::arg("planes"), nb::arg("gain").none());
 }

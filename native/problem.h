@@ -26,18 +26,23 @@ struct Run {
   int group;  // of components that share a token's scale
 };
 
-// A codec's tables, for all heads. A head's components are listed in plane order.
-struct Coding {
-  int heads, width, components, page;
+// Where the codes of components lie, for all heads. A head's components are listed in plane order.
+struct Layout {
+  int heads, components;
+  std::vector<int> bits;                   // of each plane
+  std::vector<int> rows;                   // of each plane
+  std::vector<std::vector<Run>> runs;      // [head]
+  std::vector<std::vector<int>> order;     // [head]: components that hold codes
+  std::vector<std::vector<float>> levels;  // [plane]: at least 16, repeated
+};
+
+// A codec's tables to read pages with.
+struct Coding : Layout {
+  int width, page;
   Scale scale;
   int group;
   bool gain, turned;
-  std::vector<int> bits;                 // of each plane
-  std::vector<int> rows;                 // of each plane
-  std::vector<std::vector<Run>> runs;    // [head]
-  std::vector<std::vector<int>> order;   // [head]: components that hold codes
-  std::vector<std::vector<float>> levels;  // [plane]: at least 16, repeated
-  std::vector<bool> plain;                 // [plane]: levels are 0, 1, 2 and so on
+  std::vector<bool> plain;                   // [plane]: levels are 0, 1, 2 and so on
   std::vector<std::vector<uint16_t>> words;  // [plane]: levels / shrink as bfloat16, 64, repeated; or none
   std::vector<float> shrink;                 // [plane]
   std::vector<float> factor;   // (heads, components): spread and basis scale; ones if not static
@@ -49,6 +54,24 @@ struct Coding {
   const int8_t* basis_of(int head) const {
     return basis + (shared ? 0 : std::size_t(head) * width * components);
   }
+};
+
+// A static codec's tables to write pages with.
+struct Quantiser : Layout {
+  bool gain;
+  std::vector<float> spread;               // (heads, components)
+  std::vector<float> gains;                // 256: what a held gain stands for
+  std::vector<std::vector<float>> edges;   // [plane]: between levels, as a search tree: 2 i and 2 i + 1 follow i
+};
+
+// Components to quantise, and where their codes and gains go.
+struct Fresh {
+  const Quantiser* quantiser;
+  int64_t tokens;  // a multiple of 8
+  const float* components;  // (batch, heads * components, tokens), with these strides
+  int64_t batch_stride, component_stride, token_stride;
+  std::vector<uint8_t*> planes;  // [plane]: (batch, rows, tokens * bits / 8)
+  uint8_t* gain;                 // (batch, heads, tokens), if the coding has gains
 };
 
 struct Page {
@@ -103,9 +126,18 @@ struct Scratch {
 // values so weighted: queries x (2 + width of the values). The item that the thread will be given next is fetched.
 using Compute = void (*)(const Problem&, const Item&, const Item& next, Scratch&, uint64_t call, float* partial);
 
-namespace generic { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
-namespace avx2 { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
-namespace avx512 { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
-namespace amx { void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); }
+// Quantise some tokens of one head; tell whether its components are finite. `room` holds a tile of them.
+using Quantise = bool (*)(const Fresh&, int batch, int head, int64_t first, int64_t count, float* room);
+
+#define DECLARE_KERNEL(name)                                                          \
+  namespace name {                                                                    \
+  void compute(const Problem&, const Item&, const Item&, Scratch&, uint64_t, float*); \
+  bool quantise(const Fresh&, int, int, int64_t, int64_t, float*);                    \
+  }
+DECLARE_KERNEL(generic)
+DECLARE_KERNEL(avx2)
+DECLARE_KERNEL(avx512)
+DECLARE_KERNEL(amx)
+#undef DECLARE_KERNEL
 
 }  // namespace sagittal

@@ -54,6 +54,7 @@ INLINE F larger(F a, F b) { return _mm512_max_ps(a, b); }
 INLINE F smaller(F a, F b) { return _mm512_min_ps(a, b); }
 INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
+INLINE F root(F x) { return _mm512_sqrt_ps(x); }
 INLINE F both(F a, F b) { return _mm512_or_ps(a, b); }
 INLINE float total(F x) { return _mm512_reduce_add_ps(x); }
 INLINE float largest(F x) { return _mm512_reduce_max_ps(x); }
@@ -74,6 +75,14 @@ INLINE F load_whole(const int8_t* p) {
 }
 INLINE F load_gain(const uint8_t* p, const float* table) {
   return _mm512_i32gather_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)), table, 4);
+}
+
+INLINE I whole(int32_t n) { return _mm512_set1_epi32(n); }
+INLINE I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+INLINE void store(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+INLINE I descend(I node, F x, F edge) {  // 2 * node, or one more where x lies above the edge
+  const I twice = _mm512_add_epi32(node, node);
+  return _mm512_mask_add_epi32(twice, _mm512_cmp_ps_mask(x, edge, _CMP_GT_OQ), twice, _mm512_set1_epi32(1));
 }
 
 template <int bits>
@@ -133,6 +142,7 @@ INLINE F larger(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, 
 INLINE F smaller(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 INLINE F fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 INLINE F fnma(F x, F y, F z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+INLINE F root(F x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 INLINE float total(F x) {
   const __m256 s = _mm256_add_ps(x.a, x.b);
   __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
@@ -183,6 +193,16 @@ INLINE F load_gain(const uint8_t* p, const float* table) {
   const __m128i x = _mm_loadu_si128((const __m128i*)p);
   return {_mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(x), 4),
           _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)), 4)};
+}
+
+INLINE I whole(int32_t n) { return {_mm256_set1_epi32(n), _mm256_set1_epi32(n)}; }
+INLINE I sub(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+INLINE void store(int32_t* p, I x) { _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)(p + 8), x.b); }
+INLINE I descend(I node, F x, F edge) {
+  const auto half = [](__m256i n, __m256 y, __m256 e) {  // where it holds, a comparison gives -1
+    return _mm256_sub_epi32(_mm256_add_epi32(n, n), _mm256_castps_si256(_mm256_cmp_ps(y, e, _CMP_GT_OQ)));
+  };
+  return {half(node.a, x.a, edge.a), half(node.b, x.b, edge.b)};
 }
 
 template <int bits>
@@ -244,6 +264,7 @@ INLINE F larger(const F& a, const F& b) { return each([&](int j) { return a.v[j]
 INLINE F smaller(const F& a, const F& b) { return each([&](int j) { return a.v[j] < b.v[j] ? a.v[j] : b.v[j]; }); }
 INLINE F fma(const F& a, const F& b, const F& c) { return each([&](int j) { return c.v[j] + a.v[j] * b.v[j]; }); }
 INLINE F fnma(const F& a, const F& b, const F& c) { return each([&](int j) { return c.v[j] - a.v[j] * b.v[j]; }); }
+INLINE F root(const F& x) { return each([&](int j) { return std::sqrt(x.v[j]); }); }
 INLINE float total(const F& x) {
   float s = 0;
   for (float y : x.v) s += y;
@@ -294,6 +315,23 @@ INLINE F load_brain(const uint16_t* p) {
 INLINE F load_whole(const int8_t* p) { return each([&](int j) { return float(p[j]); }); }
 INLINE F load_gain(const uint8_t* p, const float* table) { return each([&](int j) { return table[p[j]]; }); }
 
+INLINE I whole(int32_t n) {
+  I r;
+  for (int32_t& x : r.v) x = n;
+  return r;
+}
+INLINE I sub(const I& a, const I& b) {
+  I r;
+  for (int j = 0; j < 16; ++j) r.v[j] = a.v[j] - b.v[j];
+  return r;
+}
+INLINE void store(int32_t* p, const I& x) { std::memcpy(p, x.v, sizeof x.v); }
+INLINE I descend(const I& node, const F& x, const F& edge) {
+  I r;
+  for (int j = 0; j < 16; ++j) r.v[j] = 2 * node.v[j] + (x.v[j] > edge.v[j]);
+  return r;
+}
+
 template <int bits>
 INLINE I codes(const uint8_t* p) {
   I r;
@@ -313,6 +351,20 @@ struct Levels {
 };
 
 #endif
+
+template <typename Body>
+INLINE void with_bits(int bits, Body body) {
+  switch (bits) {
+    case 1: return body(std::integral_constant<int, 1>());
+    case 2: return body(std::integral_constant<int, 2>());
+    case 3: return body(std::integral_constant<int, 3>());
+    case 4: return body(std::integral_constant<int, 4>());
+    case 5: return body(std::integral_constant<int, 5>());
+    case 6: return body(std::integral_constant<int, 6>());
+    case 7: return body(std::integral_constant<int, 7>());
+    case 8: return body(std::integral_constant<int, 8>());
+  }
+}
 
 // Which of sixteen bytes are not zero.
 INLINE uint16_t nonzero(const uint8_t* p) {

@@ -92,20 +92,6 @@ Room room(const Problem& p, char* memory) {
 // ------------------------------------------------------------------------------------------ unpacking
 
 template <typename Body>
-INLINE void with_bits(int bits, Body body) {
-  switch (bits) {
-    case 1: return body(std::integral_constant<int, 1>());
-    case 2: return body(std::integral_constant<int, 2>());
-    case 3: return body(std::integral_constant<int, 3>());
-    case 4: return body(std::integral_constant<int, 4>());
-    case 5: return body(std::integral_constant<int, 5>());
-    case 6: return body(std::integral_constant<int, 6>());
-    case 7: return body(std::integral_constant<int, 7>());
-    case 8: return body(std::integral_constant<int, 8>());
-  }
-}
-
-template <typename Body>
 INLINE void with_queries(int queries, Body body) {  // four at a time, then the rest
   int g = 0;
   for (; g + 4 <= queries; g += 4) body(g, std::integral_constant<int, 4>());

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.core.errors import InputError
-from sagittal.language import attend as module
+from sagittal.language import extension
 from sagittal.language.attend import attend, kernels, reference
 from sagittal.language.codec import Codec
 from sagittal.language.pages import PagedStates
@@ -142,7 +142,7 @@ def test_any_shape(kernel, data):
     layout = draw(st.sampled_from(LAYOUTS))
     batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     width, group = draw(st.sampled_from([32, 48, 64, 80, 128, 256])), draw(st.integers(1, 16))
-    page = draw(st.sampled_from([16, 32, 48, 64, 24]))
+    page = draw(st.sampled_from([16, 32, 48, 64, 24, 128]))
     tokens, grow = draw(st.integers(1, 700)), draw(st.integers(0, 200))
     pads = torch.tensor([draw(st.integers(0, min(40, tokens - 1))) for _ in range(batch)])
     crop = draw(st.integers(0, tokens - 1)) if grow else 0
@@ -161,6 +161,20 @@ def test_any_shape(kernel, data):
     softcap = draw(st.sampled_from([None, 3.0, 50.0]))
     rest = {"pads": pads, "visible": visible, "sinks": sinks, "softcap": softcap}
     assert error(query, keys, values, kernel, **rest) < 5e-3
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+@pytest.mark.parametrize(
+    ("width", "group", "page", "tokens"), [(48, 3, 64, 300), (80, 11, 128, 1700), (256, 8, 192, 900)]
+)
+@pytest.mark.parametrize("mixed", [(2,), (4, 2), (8, 4, 2), (2, 3)])
+def test_whole_numbers_of_mixed_widths(mixed, width, group, page, tokens, kernel):
+    """Codes that lie in whole bytes, which a kernel may take as they are; 3 bits do not."""
+    bits = np.resize(np.array(mixed, np.uint8), (2, width))
+    keys, _ = layer(("channel", "exact"), bits=bits, width=width, page=page, tokens=tokens)
+    _, values = layer(("exact", "token"), bits=mixed[0], width=width, page=page, tokens=tokens)
+    visible = torch.arange(len(keys)) % 5 != 3
+    assert error(torch.randn(1, 2 * group, 1, width), keys, values, kernel, visible=visible[None]) < ENOUGH
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
@@ -210,7 +224,7 @@ def test_the_result_has_the_dtype_of_the_query(dtype):
 
 def test_kernels_begin_with_the_reference(monkeypatch):
     assert kernels()[0] == "reference"
-    monkeypatch.setattr(module, "_native", None)
+    monkeypatch.setattr(extension, "native", None)
     assert kernels() == ("reference",)
     keys, values = layer(("static", "static"))
     assert attend(torch.randn(1, 4, 1, 32), keys, values, scaling=1.0).shape == (1, 4, 1, 32)

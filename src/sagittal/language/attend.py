@@ -6,10 +6,8 @@ few tokens at a time and keep no decoded token; what was installed without a com
 
 from __future__ import annotations
 
-import os
 import weakref
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,9 @@ import torch
 from torch import Tensor
 
 from sagittal.core.errors import InputError
+from sagittal.language import extension
 from sagittal.language.codec import Codec, Page
+from sagittal.language.extension import REFERENCE, chosen, kernels
 from sagittal.language.pages import PagedStates
 from sagittal.language.quantise import gaussian_levels
 from sagittal.language.rope import Rope
@@ -28,21 +28,6 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the 
 _SCALES = ("static", "channel", "token")
 _TILE = 16
 _WIDEST, _LONGEST_BLOCK = 1024, 4096
-
-
-def _extension() -> Any:
-    try:
-        return import_module("sagittal._native")
-    except ImportError:
-        return None
-
-
-_native = _extension()
-
-
-def kernels() -> tuple[str, ...]:
-    """Return the kernels that run here, the fastest last; ``reference`` always does."""
-    return ("reference", *(_native.kernels() if _native else ()))
 
 
 def attend(
@@ -78,9 +63,9 @@ def attend(
         InputError: The kernel is unknown or does not run here, or shapes, dtypes, devices or lengths
             disagree.
     """
-    name = _kernel(kernel)
+    name = chosen(kernel)
     _check(query, keys, values, scaling, pads, visible, softcap, sinks)
-    if name == "reference" or not _readable(keys, values):
+    if name == REFERENCE or not _readable(keys, values):
         found = reference(
             query, keys, values, scaling=scaling, pads=pads, visible=visible, softcap=softcap, sinks=sinks
         )
@@ -125,17 +110,6 @@ def reference(
     if visible is not None:
         shares = shares.masked_fill(~visible.any(-1)[:, None, None, None], 0.0)
     return (shares @ v).reshape(batch, query.shape[1], 1, v.shape[-1])
-
-
-def _kernel(given: str | None) -> str:
-    known = kernels()
-    name = given or os.environ.get("SAGITTAL_KERNEL") or known[-1]
-    if name not in known:
-        source = None if given else "SAGITTAL_KERNEL"
-        raise InputError(
-            "this kernel does not run here", source=source, value=name, expected=", ".join(known)
-        )
-    return name
 
 
 def _check(
@@ -253,7 +227,7 @@ def _computed(
         coarse, fine = _turns(keys.codec.rope, keys.quantised)
         rope = len(keys.codec.rope.frequencies), memory(coarse), memory(fine)
     try:
-        _native.attend(
+        extension.native.attend(
             kernel=kernel,
             threads=torch.get_num_threads(),
             batch=batch,
@@ -327,7 +301,7 @@ def _new_coding(codec: Codec) -> Any:
         return np.asarray(coding.levels[bits], dtype=np.float32) * np.float32(steps)
 
     factor = table(coding.spread if static else None, inner) * table(coding.basis_scale, inner)
-    return _native.Coding(
+    return extension.native.Coding(
         width=codec.width,
         page=codec.page,
         scale=_SCALES.index(coding.scale),

@@ -192,7 +192,7 @@ class LowBitLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no
             except InputError as error:
                 raise InputError(
                     error.problem,
-                    source=f"{name} of full-attention layer {self.index}",
+                    source=error.source or f"{name} of full-attention layer {self.index}",
                     value=error.value,
                     expected=error.expected,
                 ) from error

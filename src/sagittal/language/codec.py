@@ -7,6 +7,7 @@ unpacks many tokens of one component at once, with one scale and one small table
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +30,7 @@ from sagittal.language.quantise import (
 )
 from sagittal.language.rope import Rope
 from sagittal.language.rotation import rotate_heads
+from sagittal.language.writing import Writer, writes
 
 __all__ = ["Codec", "Page"]
 
@@ -173,21 +175,32 @@ class Codec:
         Raises:
             InputError: A state is NaN, infinite, or beyond what float16 scales hold.
         """
-        components = self.turned(states.float(), positions)
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(components))).all()):  # both carry a NaN on
-            kind = "NaN" if bool(torch.isnan(components).any()) else "infinity"
-            raise InputError(
-                "states to quantise are not finite",
-                value=kind,
-                expected="finite numbers in every key and value",
-            )
+        given = components = self.turned(states.float(), positions)
         if kept is not None and bool(kept.any()):
             components = self._without(components, kept)
+        if writes(self.coding, components):
+            written = _writer(self).write(components)
+            if written is not None:
+                return Page(states.shape[-2], *written)
+        _refuse_infinite(given)
+        if components is not given:  # a mean of finite numbers may be beyond float32
+            _refuse_infinite(components)
         places, outliers, components = self.outliers(components)
         static = self.coding.scale == "static"
         codes, scale, offset = self._static(components) if static else self._measured(components)
         planes = pack_planes(codes, self._bits, zip(self.widths, self._plane, strict=True))
         return Page(states.shape[-2], planes, scale, offset, places, outliers)
+
+    def writer(self) -> Writer:
+        """Return what quantises the components of a static coding in the extension."""
+        assert self._spread is not None
+        assert self._levels is not None
+        return Writer(
+            self._bits.view(self.heads, -1),
+            self._levels,
+            self._spread.float(),
+            _gain_table() if self.coding.gain else None,
+        )
 
     def turned(self, states: Tensor, positions: Tensor) -> Tensor:
         """Return the components of states, ``(B, C, T)``."""
@@ -359,10 +372,30 @@ def _normal(widths: tuple[int, ...], device: torch.device | None) -> Codebooks:
     return Codebooks({b: gaussian_levels(b) for b in widths}, device)
 
 
+def _gain_table() -> Tensor:
+    # all at once: the last bit of exp2 depends on how many numbers it is given
+    return torch.exp2((torch.arange(256) - 128) / _GAIN_STEPS)
+
+
 def _gains(steps: Tensor) -> Tensor:
-    # a table: the last bit of exp2 depends on how many numbers it is given
-    table = torch.exp2((torch.arange(256) - 128) / _GAIN_STEPS).to(steps.device)
-    return table[steps.long()]
+    return _gain_table().to(steps.device)[steps.long()]
+
+
+_writers: weakref.WeakKeyDictionary[Codec, Writer] = weakref.WeakKeyDictionary()
+
+
+def _writer(codec: Codec) -> Writer:
+    if codec not in _writers:
+        _writers[codec] = codec.writer()
+    return _writers[codec]
+
+
+def _refuse_infinite(components: Tensor) -> None:
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(components))).all()):  # both carry a NaN on
+        kind = "NaN" if bool(torch.isnan(components).any()) else "infinity"
+        raise InputError(
+            "states to quantise are not finite", value=kind, expected="finite numbers in every key and value"
+        )
 
 
 def _half(values: Tensor) -> Tensor:
