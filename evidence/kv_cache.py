@@ -258,7 +258,7 @@ def main() -> None:
         found[name] = calibrate(model.model, model.tokenizer, text=text)
         result[name] = {
             "tokens": found[name].tokens,
-            "own": found[name].own,
+            "own": found[name].own * found[name].length,
             "text": words,
             "text_sha256": found[name].text_sha256,
             "seconds": time.perf_counter() - start,

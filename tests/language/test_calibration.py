@@ -196,8 +196,7 @@ def test_sensitivities_are_what_a_small_push_does(
     with torch.no_grad():
         plain = model(ids).logits[0].float().softmax(-1)
         generator = torch.Generator().manual_seed(derive_seed(0, "calibration"))
-        summed = plain.cumsum(-1)  # a token is drawn where the sum passes a random level
-        drawn = (summed <= torch.rand(tokens, 1, generator=generator) * summed[:, -1:]).sum(-1, keepdim=True)
+        drawn = torch.multinomial(plain, 1, generator=generator)
         hook = module.register_forward_hook(shove)
         likely = model(ids.expand(2 * tokens, -1)).logits.double().log_softmax(-1)
         hook.remove()
@@ -321,9 +320,9 @@ def test_what_a_model_writes_is_drawn_by_its_chances(make_model: Callable[..., A
 
 def test_windows_of_its_own_are_measured_with_the_text(llama: Any, tokenizer: Any) -> None:
     plain, found = _measure(llama, tokenizer), _measure(llama, tokenizer, own=2)
-    assert (plain.own, plain.tokens, found.own, found.tokens) == (0, 3 * 192, 2 * 96, 4 * 192)
+    assert (plain.own, plain.tokens, found.own, found.tokens) == (0, 3 * 192, 2, 5 * 192)
     assert found.text_sha256 == plain.text_sha256
-    assert found.keys[0].sample.shape[1] == 3 * 191 + 2 * 95
+    assert found.keys[0].sample.shape[1] == 5 * 191
     assert np.abs(found.keys[0].covariance - plain.keys[0].covariance).max() > 0
     said: list[str] = []
     _measure(llama, tokenizer, own=2, report=said.append)

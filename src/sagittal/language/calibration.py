@@ -79,9 +79,9 @@ class Calibration:
         sinks: How the model's sinks are predicted, or why they cannot be.
         reads: The full-attention layer whose values tell the sinks, counted among these layers; None without.
         tokens: Tokens in all windows.
-        length: Tokens of a window of text.
+        length: Tokens of a window.
         text_sha256: sha256 of the token numbers of the text's windows.
-        own: How many of the tokens the model wrote itself.
+        own: How many more windows the model wrote itself.
         made_for: What a plan made from this is made for.
     """
 
@@ -138,15 +138,9 @@ def own_windows(model: Any, count: int, length: int, generator: torch.Generator)
     with torch.no_grad():
         while ids.shape[1] < length:
             logits = model(ids[:, -1:].to(model.device), past_key_values=cache).logits[:, -1]
-            ids = torch.cat([ids, _draw(logits.float().softmax(-1).cpu(), generator)], dim=1)
+            drawn = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
+            ids = torch.cat([ids, drawn], dim=1)
     return list(ids.split(1))
-
-
-def _draw(chances: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one of each row of chances ``(n, m)``, as ``(n, 1)``: of one random number."""
-    summed = chances.cumsum(-1)
-    level = torch.rand(len(summed), 1, generator=generator) * summed[:, -1:]
-    return torch.searchsorted(summed, level, right=True).clamp_max(summed.shape[1] - 1)
 
 
 def calibrate(
@@ -156,7 +150,7 @@ def calibrate(
     text: str | None = None,
     windows: int = 16,
     length: int = 512,
-    own: int = 16,
+    own: int = 8,
     report: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Measure a model on a text: moments, sensitivities and sinks.
@@ -172,8 +166,7 @@ def calibrate(
         text: Text of the kind that will be read; None for :func:`calibration_text`. Never text that judges.
         windows: How many windows.
         length: Tokens of each.
-        own: How many windows more the model writes, each half as long: a step of writing costs the same
-            for more of them at a time.
+        own: How many windows more the model writes.
         report: Told what is being done.
 
     Raises:
@@ -201,7 +194,7 @@ def calibrate(
     with _frozen(model):
         if own:
             say(f"writing {own} windows of its own")
-        every = ids + (own_windows(model, own, length // 2, generator) if own else [])
+        every = ids + (own_windows(model, own, length, generator) if own else [])
         for number, window in enumerate(every):
             say(f"measuring sensitivities, window {number + 1} of {len(every)}")
             _measure(model, window, sinks, full, sums, generator, _SAMPLE // len(every))
@@ -212,10 +205,10 @@ def calibrate(
         values=tuple(values for _, values in found),
         sinks=sinks,
         reads=full.index(sinks.layer) if isinstance(sinks, SinkProfile) else None,
-        tokens=sum(window.shape[1] for window in every),
+        tokens=len(every) * length,
         length=length,
         text_sha256=hashlib.sha256(joined.numpy().tobytes()).hexdigest(),
-        own=own * (length // 2),
+        own=own,
         made_for={**fingerprint(model.config), "tokenizer_sha256": tokenizer_sha256(tokenizer)},
     )
 
@@ -289,7 +282,7 @@ def _measure(
     with torch.enable_grad():
         embedded = model.get_input_embeddings()(ids.to(model.device)).detach().requires_grad_(True)
         logits = model(inputs_embeds=embedded, past_key_values=cache).logits[0].float().log_softmax(-1)
-        drawn = _draw(logits.detach().cpu().exp(), generator)
+        drawn = torch.multinomial(logits.detach().cpu().exp(), 1, generator=generator)
         logits.gather(1, drawn.to(logits.device)).sum().backward()
     kept = torch.zeros(ids.shape[1], dtype=torch.bool)
     if isinstance(sinks, SinkProfile):

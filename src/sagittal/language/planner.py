@@ -461,7 +461,7 @@ def _reasons(
         "calibration": {
             "tokens": calibration.tokens,
             "window": calibration.length,
-            "tokens_of_its_own": calibration.own,
+            "windows_of_its_own": calibration.own,
             "text_sha256": calibration.text_sha256,
             "late_sink_share": kept.share,
         },
