@@ -64,7 +64,7 @@ def plan_for(arguments: argparse.Namespace, language: Any) -> Any:
         return CachePlan.uniform(bits, bits)
     if arguments.plan is not None:
         return load_plan(Path(arguments.plan))
-    context = min(arguments.context, language.context)
+    context = min(arguments.context, language.context_length)
     return plan_cache(language.model, language.tokenizer, arguments.bits, context, report=print)
 
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -43,8 +45,9 @@ def test_decode_attention(tmp_path: Path) -> None:
             assert _positive(row[name]) or (row[name] is None and row["without_ort"])
 
 
-def test_generate(tmp_path: Path, model_folder: Path) -> None:
-    arguments = f"--model {model_folder} --context 200 --steps 4 --plan uniform --caches sagittal"
+@pytest.mark.parametrize("plan", ["--plan uniform", "--bits 9"])
+def test_generate(tmp_path: Path, model_folder: Path, plan: str) -> None:
+    arguments = f"--model {model_folder} --context 200 --steps 4 {plan} --caches sagittal"
     found = _run("generate.py", tmp_path, *arguments.split())
     names = "step_ratio_to_dynamic longest_step_over_median longest_phase_over_median prefill_ratio"
     assert all(_positive(found[name]) for name in names.split())
