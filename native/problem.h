@@ -12,7 +12,6 @@ constexpr int kStage = 16;   // tiles whose codes are copied together before the
 constexpr int kGroup = 4;    // tiles of keys that are turned together; divides kStage
 constexpr int kSpan = 1024;  // tokens of a work item, about: it fixes the order of all sums
 constexpr int kWidest = 1 << 12;  // components of a head, at most
-constexpr int kAhead = 16;   // bytes behind staged codes that unpacking may read
 
 enum class Scale { fixed, channel, token };
 enum class Number { f32, bf16, f16 };

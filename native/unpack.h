@@ -19,8 +19,8 @@ struct Slots {
   int count;
   struct Slot {
     int one, two;  // places in the head's order; two is -1 for a component in two parts
-  } slot[1 << 12];
-  int ends[1 << 12];  // of each run
+  } slot[kWidest];
+  int ends[kWidest];  // of each run
 };
 
 struct Room {

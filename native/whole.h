@@ -18,7 +18,22 @@ bool whole_numbers(const Coding& coding, int head) {
   return !coding.runs[head].empty();
 }
 
-// Put sixteen numbers from every second place of one vector, and of another, next to each other.
+// Four sums are held in the first four tile registers.
+INLINE void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+INLINE void write_sums(int32_t* to) {
+  _tile_stored(0, to, 64);
+  _tile_stored(1, to + 256, 64);
+  _tile_stored(2, to + 512, 64);
+  _tile_stored(3, to + 768, 64);
+}
+
+// Take numbers from two vectors in turn: the first eight of each into a, the last eight into b.
 INLINE void interleave(F& a, F& b) {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const F low = _mm512_permutex2var_ps(a, first, b);
@@ -28,12 +43,13 @@ INLINE void interleave(F& a, F& b) {
 
 // ------------------------------------------------------------------------------------------ keys
 
-// Queries times the scale of each block, in two parts, as left factors: [block][64 components][part, query].
-struct Shares {
-  alignas(64) float unit[8][kTile];  // of each query, in each block
+// What a whole number stands for, of each query in each block.
+struct Worth {
+  alignas(64) float of[8][kTile];
 };
 
-INLINE void lay_queries(const float* factors, int queries, int count, int blocks, uint8_t* to, Shares& shares) {
+// Lay queries times the scale of each block out as left factors, in two parts: [block][64 components][part, query].
+INLINE void lay_queries(const float* factors, int queries, int count, int blocks, uint8_t* to, Worth& worth) {
   const int steps = (count + 63) / 64, rows = 2 * queries;
   for (int g = 0; g < queries; ++g) {
     F most = fill(1e-30f);
@@ -41,7 +57,7 @@ INLINE void lay_queries(const float* factors, int queries, int count, int blocks
       const F x = load(factors + (std::size_t(i) * queries + g) * kTile);
       most = larger(most, larger(x, sub(zero(), x)));
     }
-    store(shares.unit[g], mul(most, fill(1 / kFinest)));
+    store(worth.of[g], mul(most, fill(1 / kFinest)));
     const F by = div(fill(kFinest), most);
     for (int i = 0; i < steps * 64; i += 16) {
       __m512i x[2][4];
@@ -103,10 +119,7 @@ INLINE void lay_codes(const uint8_t* const* rows, int count, int64_t at, uint8_t
 
 // Sums of products of all queries, in two parts, with the codes of a unit of tokens.
 INLINE void multiply_unit(const uint8_t* left, int rows, const uint8_t* right, int steps, int32_t* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  clear_sums();
   for (int k = 0; k < steps; ++k, right += 4096) {
     _tile_loadd(4, left + std::size_t(k) * rows * 64, 64);
     _tile_loadd(5, right, 64);
@@ -118,10 +131,7 @@ INLINE void multiply_unit(const uint8_t* left, int rows, const uint8_t* right, i
     _tile_loadd(5, right + 3072, 64);
     _tile_dpbsud(3, 4, 5);
   }
-  _tile_stored(0, sums, 64);
-  _tile_stored(1, sums + 256, 64);
-  _tile_stored(2, sums + 512, 64);
-  _tile_stored(3, sums + 768, 64);
+  write_sums(sums);
 }
 
 // Logits of some queries from the codes of one run: added to what is there if there is `more`, or else to the shifts.
@@ -131,8 +141,8 @@ void whole_run(const Coding& coding, const Page& page, const Run& run, const Ite
   constexpr int masks = 8 / bits;
   const int rows = 2 * queries, steps = (run.count + 63) / 64, units = (tiles + 3) / 4, per = coding.page / kUnit;
   uint8_t *left = reinterpret_cast<uint8_t*>(r.left), *right = reinterpret_cast<uint8_t*>(r.right);
-  Shares shares;
-  lay_queries(factors, queries, run.count, blocks, left, shares);
+  Worth worth;
+  lay_queries(factors, queries, run.count, blocks, left, worth);
   TileConfig config;
   for (int tile = 0; tile < 5; ++tile) config.rows[tile] = rows;
   _tile_loadconfig(&config);
@@ -154,7 +164,7 @@ void whole_run(const Coding& coding, const Page& page, const Run& run, const Ite
       for (int t = 0; t < 4; ++t) {
         const F high = _mm512_cvtepi32_ps(_mm512_load_si512(sums + t * 256 + g * 16));
         const F low = _mm512_cvtepi32_ps(_mm512_load_si512(sums + t * 256 + (queries + g) * 16));
-        x[t] = mul(fma(high, fill(128), low), fill(shares.unit[g][block] / float(1 << bits * (t % masks))));
+        x[t] = mul(fma(high, fill(128), low), fill(worth.of[g][block] / float(1 << bits * (t % masks))));
       }
       if constexpr (bits == 2) {
         interleave(x[0], x[2]);
@@ -271,10 +281,7 @@ INLINE void whole_values(const Coding& coding, const Page& page, const Run& run,
   int32_t* sums = reinterpret_cast<int32_t*>(r.shares);
   for (int i = 0; i < run.count; i += kTile) {
     const int rows = std::min(kTile, run.count - i);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    clear_sums();
     for (int chunk = 0; chunk <= chunks; ++chunk) {  // a chunk is multiplied after the next one is laid out
       if (chunk < chunks) {
         const int here = std::min(64, bytes - chunk * 64);
@@ -307,10 +314,7 @@ INLINE void whole_values(const Coding& coding, const Page& page, const Run& run,
         _tile_dpbuud(3, 6, 7);
       }
     }
-    _tile_stored(0, sums, 64);
-    _tile_stored(1, sums + 256, 64);
-    _tile_stored(2, sums + 512, 64);
-    _tile_stored(3, sums + 768, 64);
+    write_sums(sums);
     for (int k = 0; k < rows; ++k) {
       F sum = zero();
       for (int m = 0; m < masks; ++m)
