@@ -12,10 +12,11 @@ FOLDER holds config.json, safetensors and the tokenizer. Wikipedia is a UTF-8 te
 lines between them, Shakespeare one of plays without headers. Without the rivals' libraries their rows are left
 out.
 
-True decode: exact prefill, then teacher-forced tokens against the quantised cache, in float32, paired. What is
-fitted is fitted on the manual of Python and on what the model writes itself; plans "of its kind" are fitted on the
-last quarter of the articles instead of the manual. The first three quarters judge, and fit nothing. Each part is
-written to evidence/results/kv_cache_NAME.json as soon as it is done. An hour a model on one core.
+True decode: exact prefill, then teacher-forced tokens against the quantised cache, in float32, paired; needles in
+the model's own dtype. What is fitted is fitted on the manual of Python and on what the model writes itself; plans
+"of its kind" are fitted on the last quarter of the articles instead of the manual. The first three quarters judge,
+and fit nothing. Each part is written to evidence/results/kv_cache_NAME.json as soon as it is done. An hour and a
+half a model on one core.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ ROTATIONS = [
     "k2v2:rotation=reorder-first,sinks=predict",
     "k2v2:rotation=reorder,clip=0.8,sinks=predict",
 ]
+NEEDLES = (4000, 8000, 16000)
 KEPT = ["k2v2:sinks=none", "k2v2:sinks=first:5", "k2v2:sinks=predict"]
 
 
@@ -161,7 +163,10 @@ def bound(calibration: Calibration) -> list[dict[str, float]]:
 
 
 def needles(model: LanguageModel, calibration: Calibration, tokens: int, seeds: int) -> list[dict[str, Any]]:
-    """A code planted at five depths of a simulated record; the answer of each cache, against the 16-bit one's."""
+    """A code planted at five depths of a simulated record; the answer of each cache, against the 16-bit one's.
+
+    The caches share one exact prefill of each prompt.
+    """
     from transformers import DynamicCache
 
     from sagittal.core.randomness import generator
@@ -191,14 +196,19 @@ def needles(model: LanguageModel, calibration: Calibration, tokens: int, seeds: 
             prompt = model.tokenizer.apply_chat_template(
                 chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
-            row: dict[str, Any] = {"seed": seed, "depth": depth, "tokens": prompt["input_ids"].shape[1]}
+            length = prompt["input_ids"].shape[1]
+            prefill = DynamicCache(config=model.model.config)
+            with torch.no_grad():
+                model.model(prompt["input_ids"][:, :-1], past_key_values=prefill, logits_to_keep=1)
+            row: dict[str, Any] = {"seed": seed, "depth": depth, "asked": tokens, "tokens": length}
             for name, make in caches.items():
+                cache = make(model.model.config)
+                for number, layer in enumerate(prefill.layers):
+                    cache.update(layer.keys, layer.values, number)
                 output = model.model.generate(
-                    **prompt, past_key_values=make(model.model.config), max_new_tokens=24, do_sample=False
+                    **prompt, past_key_values=cache, max_new_tokens=24, do_sample=False
                 )
-                answer = model.tokenizer.decode(
-                    output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True
-                )
+                answer = model.tokenizer.decode(output[0, length:], skip_special_tokens=True)
                 row[name] = {"answer": answer.strip(), "right": code in answer}
             found.append(row)
             print(row, flush=True)
@@ -206,9 +216,18 @@ def needles(model: LanguageModel, calibration: Calibration, tokens: int, seeds: 
 
 
 def measure(
-    model: LanguageModel, calibration: Calibration, kind: Calibration, texts: dict[str, str], windows: int
+    model: LanguageModel,
+    stored: LanguageModel,
+    calibration: Calibration,
+    kind: Calibration,
+    texts: dict[str, str],
+    windows: int,
 ) -> Iterator[tuple[str, Any]]:
-    """Yield each part with its name; ``kind`` is of text of the kind that judges, the other is not."""
+    """Yield each part with its name, one maybe again when it has grown.
+
+    ``model`` computes in float32, ``stored`` in its own dtype; ``kind`` is fitted on text of the kind that judges,
+    ``calibration`` is not.
+    """
     say = lambda line: print(line, flush=True)  # noqa: E731
 
     def run(specs: list[str], text: str, prefill: int, decode: int, count: int) -> dict[str, Any]:
@@ -229,8 +248,12 @@ def measure(
     yield "1k", run(few, "wikipedia", 896, 128, 6)
     yield "shakespeare", run(few, "shakespeare", 4032, 128, 3)
     yield "parts", run(["kivi2", *PARTS], "wikipedia", 4032, 128, 2)
-    yield "needles", needles(model, calibration, 4000, 1)
     yield "8k", run(few, "wikipedia", min(8064, model.context_length - 128), 128, 2)
+    found: list[dict[str, Any]] = []
+    for tokens in NEEDLES:
+        if tokens + 64 <= model.context_length:
+            found += needles(stored, calibration, tokens, 1)
+            yield "needles", found
 
 
 def main() -> None:
@@ -243,7 +266,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=6)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    model = load_language_model(given.model)
+    model, stored = load_language_model(given.model), load_language_model(given.model)
+    model.model.float()
     texts = {name: getattr(given, name).read_text(encoding="utf-8") for name in ("wikipedia", "shakespeare")}
     articles = texts["wikipedia"].split("\n\n")
     judged = len(articles) * 3 // 4
@@ -255,7 +279,7 @@ def main() -> None:
         ("calibration of its kind", "\n\n".join(articles[judged:]), "other articles of the encyclopedia"),
     ):
         start = time.perf_counter()
-        found[name] = calibrate(model.model, model.tokenizer, text=text)
+        found[name] = calibrate(stored.model, stored.tokenizer, text=text)
         result[name] = {
             "tokens": found[name].tokens,
             "own": found[name].own * found[name].length,
@@ -263,9 +287,8 @@ def main() -> None:
             "text_sha256": found[name].text_sha256,
             "seconds": time.perf_counter() - start,
         }
-    model.model.float()
     RESULTS.mkdir(exist_ok=True)
-    for part, value in measure(model, *found.values(), texts, given.windows):
+    for part, value in measure(model, stored, *found.values(), texts, given.windows):
         result[part] = value
         target = RESULTS / f"kv_cache_{given.name}.json"
         partial = target.with_suffix(".tmp")

@@ -184,29 +184,29 @@ def distance(results: Results) -> str:
 def needles(results: Results) -> str:
     cells, details = [], []
     for name, result in results.items():
-        rows = result.get("needles", [])
-        if not rows:
-            cells.append([name, MISSING, *"---"])
+        every = result.get("needles", [])
+        if not every:
+            cells.append([name, MISSING, *"----"])
             continue
-        seeds = sorted({row["seed"] for row in rows})
-        tokens = [row["tokens"] for row in rows]
-        for cache in (key for key, value in rows[0].items() if isinstance(value, dict)):
-            same = sum(row[cache]["answer"] == row["16bit"]["answer"] for row in rows)
-            cells.append(
-                [
-                    name,
-                    _name(cache),
-                    f"{sum(row[cache]['right'] for row in rows)} of {len(rows)}",
-                    "-" if cache == "16bit" else f"{same} of {len(rows)}",
-                    ", ".join(
-                        f"{depth:g}: {sum(r[cache]['right'] for r in rows if r['depth'] == depth)}"
-                        for depth in sorted({row["depth"] for row in rows})
-                    ),
-                ]
-            )
+        for asked in sorted({row["asked"] for row in every}):
+            rows = [row for row in every if row["asked"] == asked]
+            for cache in (key for key, value in rows[0].items() if isinstance(value, dict)):
+                same = sum(row[cache]["answer"] == row["16bit"]["answer"] for row in rows)
+                right = [f"{row['depth']:g}" for row in rows if row[cache]["right"]]
+                cells.append(
+                    [
+                        name,
+                        _range([row["tokens"] for row in rows]),
+                        _name(cache),
+                        f"{len(right)} of {len(rows)}",
+                        "-" if cache == "16bit" else f"{same} of {len(rows)}",
+                        ", ".join(right) or "none",
+                    ]
+                )
+        seeds = sorted({row["seed"] for row in every})
         details.append(
-            f"{name}: {len(rows)} prompts of {_range(tokens)} tokens, simulated records of "
+            f"{name}: {len(every)} prompts, simulated records of "
             f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
         )
-    columns = ["model", "cache", "code right", "same answer as `16bit`", "right by depth"]
+    columns = ["model", "tokens", "cache", "code right", "same answer as `16bit`", "right at depth"]
     return table(columns, cells) + ("\n" + " ".join(details) + "\n" if details else "")

@@ -223,4 +223,4 @@ def test_a_slice_of_the_needles_runs(tiny: tuple[Any, Any]) -> None:
     evidence, (model, calibration) = script("kv_cache"), tiny
     rows = evidence.needles(model, calibration, 700, 1)
     assert [row["depth"] for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
-    assert {"16bit", "plan 2.7", "kivi2", "seed", "tokens"} <= set(rows[0])
+    assert {"16bit", "plan 2.7", "kivi2", "seed", "asked", "tokens"} <= set(rows[0])

@@ -16,6 +16,7 @@ from sagittal.language import calibration
 from sagittal.language.calibration import (
     Calibration,
     Moments,
+    _draw,
     calibrate,
     calibration_text,
     own_windows,
@@ -196,7 +197,7 @@ def test_sensitivities_are_what_a_small_push_does(
     with torch.no_grad():
         plain = model(ids).logits[0].float().softmax(-1)
         generator = torch.Generator().manual_seed(derive_seed(0, "calibration"))
-        drawn = torch.multinomial(plain, 1, generator=generator)
+        drawn = _draw(plain, generator)
         hook = module.register_forward_hook(shove)
         likely = model(ids.expand(2 * tokens, -1)).logits.double().log_softmax(-1)
         hook.remove()

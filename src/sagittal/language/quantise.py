@@ -176,19 +176,24 @@ class Codebooks:
 def gaussian_levels(bits: int) -> Tensor:
     """Return the ``2**bits`` levels that give a standard normal number the least squared error, float32.
 
-    The Lloyd-Max quantiser (Max, 1960; Lloyd, 1982), by fixed-point iteration on the normal distribution.
+    The Lloyd-Max quantiser (Max, 1960; Lloyd, 1982): each level is the mean of what is nearest to it. Found
+    by Newton's method on these conditions: fixed-point iteration takes tens of thousands of steps for 8 bits.
     """
     count = 1 << bits
     middle = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     levels = 3**0.5 * torch.special.ndtri(middle)  # the density of good levels goes as a third power
-    for _ in range(20_000):
+    for _ in range(100):
         edges = torch.cat([-_INFINITY, (levels[1:] + levels[:-1]) / 2, _INFINITY])
         density = torch.exp(-(edges**2) / 2) / (2 * torch.pi) ** 0.5
-        share = torch.special.ndtr(edges).diff().clamp_min(1e-300)
-        better = -density.diff() / share
-        if float((better - levels).abs().max()) < 1e-9:
+        share = torch.special.ndtr(edges).diff()
+        mean = -density.diff() / share
+        lower = (density[:-1] * (mean - edges[:-1]) / share / 2).nan_to_num()  # the slope by the level below
+        upper = (density[1:] * (edges[1:] - mean) / share / 2).nan_to_num()
+        slopes = torch.diag(lower + upper - 1) + torch.diag(lower[1:], -1) + torch.diag(upper[:-1], 1)
+        step = torch.linalg.solve(slopes, mean - levels)
+        levels = levels - step
+        if float(step.abs().max()) < 1e-9:
             break
-        levels = better
     found: Tensor = levels.float()
     return found
 
