@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "simd.h"
 
@@ -103,6 +104,9 @@ void compute(const Problem& p, const Item& item, const Item& next, Scratch& scra
     partial[g * (2 + width)] = kNothing;
     std::fill_n(partial + g * (2 + width) + 1, 1 + width, 0.0f);
   }
+  Ahead ahead;
+  r.ahead = &ahead;
+  ahead.plan(p, next, 2 * ((tiles + kGroup - 1) / kGroup));
   std::fill_n(r.mask, tiles, uint16_t(0));
   bool any = false;
   if (item.page < 0) {
@@ -133,9 +137,6 @@ void compute(const Problem& p, const Item& item, const Item& next, Scratch& scra
     if (const int64_t at = kept_at[i] - start; at >= 0 && at < item.count) r.mask[at / kTile] &= uint16_t(~(1u << at % kTile));
   for (int t = 0; t < tiles; ++t) any |= r.mask[t] != 0;
   if (!any) return;
-  Ahead ahead;
-  r.ahead = &ahead;
-  ahead.plan(p.values, item, (tiles + kGroup - 1) / kGroup);
   if (!p.keys.coding) {
     pad_queries(p, item, r);
     std::fill_n(r.logits, p.queries * span, 0.0f);
@@ -147,7 +148,7 @@ void compute(const Problem& p, const Item& item, const Item& next, Scratch& scra
 #endif
   } else if (p.keys.coding->basis || p.keys.coding->turned) {
     turned(p, item, p.keys.pages[item.page], scratch, call, r, tiles, span);
-#if defined(__AMX_INT8__)
+#if defined(__AVX512VNNI__)
   } else if (p.keys.coding->scale == Scale::channel && whole_numbers(*p.keys.coding, item.head)) {
     whole_keys(p, item, p.keys.pages[item.page], r, tiles, span);
 #endif
@@ -155,7 +156,6 @@ void compute(const Problem& p, const Item& item, const Item& next, Scratch& scra
     straight(p, item, p.keys.pages[item.page], r, tiles, span);
   }
   scratch.call = call;
-  ahead.plan(p.keys, next, (tiles + kGroup - 1) / kGroup);
   softmax(p, r, tiles, span, partial, width);
   if (p.values.coding) {
     paged_values(p, item, p.values.pages[item.page], r, tiles, span, partial);

@@ -68,7 +68,7 @@ const std::vector<Kernel>& available() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
       kernels.push_back({"avx2", avx2::compute, avx2::quantise});
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq")) {
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
       kernels.push_back({"avx512", avx512::compute, avx512::quantise});
       if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") && has_tiles()) kernels.push_back({"amx", amx::compute, amx::quantise});
     }
@@ -208,7 +208,12 @@ Quantiser quantiser(const Array<uint8_t, 2>& bits, const std::vector<Array<float
 
 using Memory = std::pair<uintptr_t, std::size_t>;  // where, and how many bytes
 using GivenPage = std::tuple<int64_t, std::vector<Memory>, std::optional<Memory>, std::optional<Memory>>;
-using GivenSide = std::tuple<const Held*, int, int, Memory, Memory, Memory, std::vector<GivenPage>>;
+
+// The keys, or the values, of a layer but for the recent tokens, checked. Who holds it holds the memory too.
+struct Pages {
+  int batch, heads;
+  Side side;
+};
 
 template <typename T>
 const T* memory(const Memory& m, std::size_t count, const char* what) {
@@ -216,19 +221,20 @@ const T* memory(const Memory& m, std::size_t count, const char* what) {
   return reinterpret_cast<const T*>(m.first);
 }
 
-Side side(const GivenSide& given, int batch, int heads) {
-  const auto& [coding, width, number, kept_at, kept, recent, pages] = given;
-  Side s;
+std::size_t bytes_of(Number number) { return number == Number::f32 ? 4 : 2; }
+
+Pages pages_of(int batch, int heads, int width, int number, const Held* coding, const Memory& kept_at, const Memory& kept,
+               const std::vector<GivenPage>& pages) {
+  require(batch > 0 && heads > 0 && heads < 1 << 16 && batch < 1 << 20, "there is no query");
   require(width > 0 && width <= 1 << 12 && number >= 0 && number <= 2, "the width or dtype of exact tokens is out of range");
+  Side s;
   s.coding = coding, s.width = width, s.number = Number(number);
-  const std::size_t state = std::size_t(heads) * width * (s.number == Number::f32 ? 4 : 2) * batch;
-  s.kept_count = int64_t(kept_at.second / 4 / batch), s.recent_count = int64_t(recent.second / state);
+  s.kept_count = int64_t(kept_at.second / 4 / batch);
   s.kept_at = memory<int32_t>(kept_at, std::size_t(batch) * s.kept_count, "places of kept tokens have another size");
-  s.kept = memory<char>(kept, state * s.kept_count, "kept tokens have another size");
-  s.recent = memory<char>(recent, state * s.recent_count, "recent tokens have another size");
-  require(kept.first % 2 == 0 && recent.first % 2 == 0, "tokens lie at odd addresses");
+  s.kept = memory<char>(kept, batch * std::size_t(heads) * width * bytes_of(s.number) * s.kept_count, "kept tokens have another size");
+  require(kept.first % 2 == 0, "tokens lie at odd addresses");
   require(coding || (pages.empty() && !s.kept_count), "pages have no coding");
-  if (!coding) return s;
+  if (!coding) return {batch, heads, s};
   require(coding->heads == heads && coding->width == width, "the coding is of other heads");
   const std::size_t components = std::size_t(heads) * coding->components;
   for (const auto& [tokens, planes, scale, offset] : pages) {
@@ -250,6 +256,16 @@ Side side(const GivenSide& given, int batch, int heads) {
     s.pages.push_back(std::move(page));
   }
   for (int64_t i = 0; i < batch * s.kept_count; ++i) require(s.kept_at[i] < s.quantised, "a kept token lies behind the pages");
+  return {batch, heads, std::move(s)};
+}
+
+Side with_recent(const Pages& pages, int batch, int heads, const Memory& recent) {
+  require(pages.batch == batch && pages.heads == heads, "pages are of other heads");
+  Side s = pages.side;
+  const std::size_t state = std::size_t(heads) * s.width * bytes_of(s.number) * batch;
+  s.recent_count = int64_t(recent.second / state);
+  s.recent = memory<char>(recent, state * s.recent_count, "recent tokens have another size");
+  require(recent.first % 2 == 0, "tokens lie at odd addresses");
   return s;
 }
 
@@ -294,16 +310,20 @@ void combine(const Problem& p, const std::vector<Item>& all, const std::vector<f
   }
 }
 
-void attend(const std::string& kernel, int threads, int batch, int heads, int queries, const Memory& query, const GivenSide& keys,
-            const GivenSide& values, const std::optional<Memory>& pads, const std::optional<Memory>& visible, float softcap,
-            const std::optional<Memory>& sinks, const std::optional<std::tuple<int, Memory, Memory>>& rope, const Memory& out) {
+void attend(const std::string& kernel, int threads, int batch, int heads, int queries, const Memory& query, float scaling,
+            const Pages& keys, const Pages& values, const Memory& recent_keys, const Memory& recent_values, const std::optional<Memory>& pads,
+            const std::optional<Memory>& visible, float softcap, const std::optional<Memory>& sinks,
+            const std::optional<std::tuple<int, Memory, Memory>>& rope, const Memory& out) {
   const Kernel& chosen = kernel_of(kernel);
-  require(batch > 0 && heads > 0 && queries > 0 && queries <= 1 << 12 && heads < 1 << 16 && batch < 1 << 20, "there is no query");
+  require(queries > 0 && queries <= 1 << 12, "there is no query");
   Problem p;
   p.batch = batch, p.heads = heads, p.queries = queries, p.softcap = softcap;
-  p.keys = side(keys, batch, heads), p.values = side(values, batch, heads);
+  p.keys = with_recent(keys, batch, heads, recent_keys), p.values = with_recent(values, batch, heads, recent_values);
   const std::size_t rows = std::size_t(batch) * heads * queries;
-  p.query = memory<float>(query, rows * p.keys.width, "the query has another size");
+  const float* given = memory<float>(query, rows * p.keys.width, "the query has another size");
+  std::vector<float> scaled(given, given + rows * p.keys.width);
+  for (float& x : scaled) x *= scaling;
+  p.query = scaled.data();
   float* result = const_cast<float*>(memory<float>(out, rows * p.values.width, "the result has another size"));
   p.tokens = p.keys.quantised + p.keys.recent_count;
   require(p.tokens > 0 && p.tokens == p.values.quantised + p.values.recent_count, "keys and values have different lengths");
@@ -407,14 +427,20 @@ NB_MODULE(_native, m) {
       [](Quantiser* self, Array<uint8_t, 2> bits, const std::vector<Array<float, 1>>& levels, Array<float, 2> spread,
          std::optional<Array<float, 1>> gains) { new (self) Quantiser(quantiser(bits, levels, spread, gains)); },
       nb::kw_only(), nb::arg("bits"), nb::arg("levels"), nb::arg("spread"), nb::arg("gains").none());
+  nb::class_<Pages>(m, "Pages").def(
+      "__init__",
+      [](Pages* self, int batch, int heads, int width, int number, const Held* coding, const Memory& kept_at, const Memory& kept,
+         const std::vector<GivenPage>& pages) { new (self) Pages(pages_of(batch, heads, width, number, coding, kept_at, kept, pages)); },
+      nb::kw_only(), nb::arg("batch"), nb::arg("heads"), nb::arg("width"), nb::arg("number"), nb::arg("coding").none(), nb::arg("kept_at"),
+      nb::arg("kept"), nb::arg("pages"), nb::keep_alive<1, 6>());
   m.def("kernels", [] {
     std::vector<std::string> names;
     for (const Kernel& k : available()) names.push_back(k.name);
     return names;
   });
   m.def("attend", &attend, nb::arg("kernel"), nb::arg("threads"), nb::arg("batch"), nb::arg("heads"), nb::arg("queries"), nb::arg("query"),
-        nb::arg("keys"), nb::arg("values"), nb::arg("pads").none(), nb::arg("visible").none(), nb::arg("softcap"), nb::arg("sinks").none(),
-        nb::arg("rope").none(), nb::arg("out"));
+        nb::arg("scaling"), nb::arg("keys"), nb::arg("values"), nb::arg("recent_keys"), nb::arg("recent_values"), nb::arg("pads").none(),
+        nb::arg("visible").none(), nb::arg("softcap"), nb::arg("sinks").none(), nb::arg("rope").none(), nb::arg("out"));
   m.def("quantise", &quantise, nb::arg("kernel"), nb::arg("threads"), nb::arg("quantiser"), nb::arg("shape"), nb::arg("components"),
         nb::arg("strides"), nb::arg("planes"), nb::arg("gain").none());
 }

@@ -23,6 +23,8 @@ struct Slots {
   int ends[kWidest];  // of each run
 };
 
+constexpr int kMost = 3;  // queries whose products with whole numbers are summed at a time
+
 struct Room {
   float *logits, *weights;  // (queries, span)
   uint16_t* mask;           // of each tile
@@ -43,6 +45,7 @@ struct Room {
   float* exact;             // (queries, width): the queries, padded
   uint32_t* shares;  // AMX: levels of values, or sums: eight tiles
   uint32_t *tables, *left, *right;  // AMX: levels of each component, and factors of products of tiles
+  uint32_t* whole;  // AVX-512 VNNI: queries, or weights, as whole numbers
   Slots* slots;
   Ahead* ahead;
   std::size_t bytes;
@@ -84,6 +87,9 @@ Room room(const Problem& p, char* memory) {
   r.left = arena.take<uint32_t>(std::max(std::size_t(wide) * K, (std::size_t(C) + 63) / 64 * 4096));
   r.right = arena.take<uint32_t>(std::max(kGroup * std::size_t(K) * kTile, std::size_t(span + 32) * 8));
   r.shares = arena.take<uint32_t>(8 * 256);
+#endif
+#if defined(__AVX512VNNI__)
+  r.whole = arena.take<uint32_t>(2 * kMost * std::max((std::size_t(C) + 3) / 4 * kTile, (std::size_t(span) + 255) / 256 * 64));
 #endif
   r.bytes = arena.used;
   return r;

@@ -24,6 +24,7 @@ void softmax(const Problem& p, const Room& r, int tiles, std::size_t span, float
       const F x = exponential(sub(load(logits + t * kTile), fill(most)));
       store(logits + t * kTile, x);
       sum = add(sum, x);
+      r.ahead->fetch(1);
     }
     partial[g * (2 + width)] = most;
     partial[g * (2 + width) + 1] = total(sum);
@@ -230,13 +231,9 @@ void paged_values(const Problem& p, const Item& item, const Page& page, const Ro
       }
       weights = r.weights;
     }
-#if defined(__AMX_INT8__)
+#if defined(__AVX512VNNI__)
     if (token && whole_numbers(coding, h)) {
-      for (int g = 0; g < G; g += 8)
-        with_bits(run.bits, [&](auto bits) {
-          if constexpr (bits() == 2 || bits() == 4 || bits() == 8)
-            whole_values<bits()>(coding, page, run, item, r, weights + g * span, span, tiles, std::min(8, G - g), r.found + g * C);
-        });
+      whole_values(coding, page, run, item, r, weights, span, tiles, G);
       for (int i = 0; i < run.count; ++i)
         for (int g = 0; g < G; ++g) r.found[g * C + order[run.first + i]] += r.sums[g];
       continue;

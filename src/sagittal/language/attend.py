@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sagittal.core.errors import InputError
 from sagittal.language import extension
-from sagittal.language.codec import Codec, Page
+from sagittal.language.codec import Codec
 from sagittal.language.extension import REFERENCE, chosen, kernels
 from sagittal.language.pages import PagedStates
 from sagittal.language.quantise import gaussian_levels
@@ -147,6 +148,14 @@ def _check(
         raise InputError("scaling is not finite", value=scaling)
     if softcap is not None and not 0 < softcap < float("inf"):
         raise InputError("softcap is out of range", value=softcap, expected="a positive number")
+    others = {"keys": keys.recent, "values": values.recent, "pads": pads, "visible": visible, "sinks": sinks}
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != query.device:
+            raise InputError(
+                f"{name} and the query are on two devices", value=tensor.device, expected=str(query.device)
+            )
+    if pads is None and visible is None and sinks is None:
+        return
     shapes = {
         "pads": (pads, ((batch,), (1,)), torch.int64),
         "visible": (visible, ((batch, len(keys)), (1, len(keys))), torch.bool),
@@ -163,12 +172,6 @@ def _check(
             raise InputError(
                 f"{name} has another dtype", value=tensor.dtype, expected=str(dtype or "a floating-point one")
             )
-    others = {"keys": keys.recent, "values": values.recent, "pads": pads, "visible": visible, "sinks": sinks}
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != query.device:
-            raise InputError(
-                f"{name} and the query are on two devices", value=tensor.device, expected=str(query.device)
-            )
 
 
 # ---------------------------------------------------------------------- what the extension reads
@@ -179,8 +182,16 @@ def _readable(keys: PagedStates, values: PagedStates) -> bool:
     for states in (keys, values):
         if states.recent.device.type != "cpu" or states.recent.dtype not in _DTYPES:
             return False
-        if states.codec is not None and not _plain(states.codec):
-            return False
+    known = keys.worked_out.get("readable")
+    if known is None or known[0] is not values.worked_out:
+        known = keys.worked_out["readable"] = values.worked_out, _paired(keys, values)
+    return bool(known[1])
+
+
+def _paired(keys: PagedStates, values: PagedStates) -> bool:
+    """Tell whether the extension reads both, and both say alike where tokens are held."""
+    if not all(states.codec is None or _plain(states.codec) for states in (keys, values)):
+        return False
     if values.codec is not None and values.codec.rope is not None:
         return False  # values that turn
     if keys.codec is None or values.codec is None:
@@ -215,12 +226,7 @@ def _computed(
 ) -> Tensor:
     batch, heads, _, _ = keys.recent.shape
     held: list[Tensor] = []  # what must live until the call returns
-
-    def memory(tensor: Tensor) -> tuple[int, int]:
-        tensor = tensor.contiguous()
-        held.append(tensor)
-        return tensor.data_ptr(), tensor.nbytes
-
+    memory = partial(_memory, held)
     out = torch.empty((batch, query.shape[1], 1, values.recent.shape[-1]))
     rope = None
     if keys.codec is not None and keys.codec.rope is not None and keys.pages:
@@ -233,9 +239,12 @@ def _computed(
             batch=batch,
             heads=heads,
             queries=query.shape[1] // heads,
-            query=memory(query.float() * scaling),
-            keys=_side(keys, memory),
-            values=_side(values, memory),
+            query=memory(query.float()),
+            scaling=scaling,
+            keys=_pages(keys),
+            values=_pages(values),
+            recent_keys=memory(keys.recent),
+            recent_values=memory(values.recent),
             pads=None if pads is None else memory(pads),
             visible=None if visible is None else memory(visible),
             softcap=softcap or 0.0,
@@ -248,30 +257,43 @@ def _computed(
     return out
 
 
-def _side(states: PagedStates, memory: Any) -> tuple[Any, ...]:
-    def page(held: Page) -> tuple[Any, ...]:
-        known = _pages.get(held)
-        if known is None:
-            scales = (None if tensor is None else memory(tensor) for tensor in (held.scale, held.offset))
-            known = held.tokens, [memory(plane) for plane in held.planes], *scales
-            if all(tensor.is_contiguous() for tensor in held.tensors):
-                _pages[held] = known  # the page's own memory, which never changes
-        return known
+def _memory(held: list[Tensor], tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor lies and its bytes; what lies there is added to ``held``."""
+    tensor = tensor.contiguous()
+    held.append(tensor)
+    return tensor.data_ptr(), tensor.nbytes
 
-    codec = states.codec if states.pages else None
-    return (
-        None if codec is None else _coding(codec),
-        states.recent.shape[-1],
-        _DTYPES.index(states.recent.dtype),
-        memory(states.kept_at),
-        memory(states.kept),
-        memory(states.recent),
-        [page(held) for held in states.pages],
-    )
+
+def _pages(states: PagedStates) -> Any:
+    """Return the extension's view of all but the recent tokens. It is made once for the same pages."""
+    known = states.worked_out.get("native")
+    if known is None:
+        held: list[Tensor] = []
+        memory = partial(_memory, held)
+        pages = [
+            (
+                page.tokens,
+                [memory(plane) for plane in page.planes],
+                *(None if tensor is None else memory(tensor) for tensor in (page.scale, page.offset)),
+            )
+            for page in states.pages
+        ]
+        batch, heads, _, width = states.recent.shape
+        made = extension.native.Pages(
+            batch=batch,
+            heads=heads,
+            width=width,
+            number=_DTYPES.index(states.recent.dtype),
+            coding=_coding(states.codec) if states.codec is not None and states.pages else None,
+            kept_at=memory(states.kept_at),
+            kept=memory(states.kept),
+            pages=pages,
+        )
+        known = states.worked_out["native"] = made, held
+    return known[0]
 
 
 _codings: weakref.WeakKeyDictionary[Codec, Any] = weakref.WeakKeyDictionary()
-_pages: weakref.WeakKeyDictionary[Page, tuple[Any, ...]] = weakref.WeakKeyDictionary()
 _tables: weakref.WeakKeyDictionary[Rope, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +54,18 @@ class PagedStates:
         """Tokens in pages."""
         return sum(page.tokens for page in self.pages)
 
+    @cached_property
+    def worked_out(self) -> dict[str, Any]:
+        """What readers have worked out from all but the recent tokens: it outlives an appended token."""
+        return {}
+
     def __len__(self) -> int:
         return self.quantised + self.recent.shape[-2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(self).items() if name != "worked_out"
+        }  # a copy works it out anew
 
     @property
     def tensors(self) -> Iterator[Tensor]:
@@ -74,7 +85,9 @@ class PagedStates:
 
     def append(self, states: Tensor) -> PagedStates:
         """Add tokens at the end, exact."""
-        return replace(self, recent=torch.cat([self.recent, states], dim=-2))
+        longer = replace(self, recent=torch.cat([self.recent, states], dim=-2))
+        vars(longer).update(quantised=self.quantised, worked_out=self.worked_out)
+        return longer
 
     @property
     def ready(self) -> int:
