@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from packed_layers import error, layer
 from sagittal.core.errors import InputError
+from sagittal.language import CachePlan, LowBitCache, use_low_bit_attention
 from sagittal.language.attend import attend, kernels, reference
 from sagittal.language.pages import PagedStates
 
@@ -230,3 +231,28 @@ def test_other_layouts_are_left_to_the_reference(layouts, left):
     keys, values = layer(layouts)
     assert _error(torch.randn(1, 4, 1, 32), keys, values) < ENOUGH
     assert left
+
+
+def test_a_model_writes_what_it_writes_with_sdpa(make_model, padded, generate, monkeypatch):
+    """A padded batch; the cache hands packed states to the kernel, on its device."""
+    monkeypatch.setenv("SAGITTAL_KERNEL", "triton")
+    model, (batch, mask) = make_model("llama").to(DEVICE), padded((0, 20))
+    plan = CachePlan.uniform(3, 3, group=8, residual=16, page=16)
+    calls, plain = [], sys.modules["sagittal.language.attend"].attend_pages
+
+    def counted(*given, **rest):
+        calls.append(1)
+        return plain(*given, **rest)
+
+    monkeypatch.setattr(sys.modules["sagittal.language.attend"], "attend_pages", counted)
+    found = []
+    for packed in (False, True):
+        model.set_attn_implementation("sdpa")
+        if packed:
+            use_low_bit_attention(model)
+        cache = LowBitCache(model.config, plan)
+        found.append(generate(model, batch.to(DEVICE), cache, attention_mask=mask.to(DEVICE), tokens=8))
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    for first, second in zip(found[0].logits, found[1].logits, strict=True):
+        assert torch.allclose(first, second, atol=1e-3, rtol=0)
+    assert len(calls) == 3 * 7  # layers, and steps but the prefill

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from packed_layers import layer
 from sagittal.core.errors import InputError
 from sagittal.language import extension
 
@@ -44,10 +47,61 @@ def test_cases(interpreted: str) -> None:
     assert " skipped" not in done.stdout
 
 
+@TRITON
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled to interpret it")
+@pytest.mark.parametrize(
+    ("layouts", "generation"), [(("channel", "token"), 80), (("basis", "static"), 90)], ids=["sm_80", "sm_90"]
+)
+def test_compiles_for_a_gpu_that_is_not_here(
+    layouts: tuple[str, str], generation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the interpreter does not look at: types, shapes of products, memory of a program."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sagittal.language import gpu, triton_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    launches: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+            return lambda *given, **constants: launches.append((given, constants))
+
+    kernel = triton_kernel.attend_chunk
+    monkeypatch.setattr(triton_kernel, "attend_chunk", Recorder())
+    keys, values = layer(layouts, width=128, bits=2, dtype=torch.bfloat16)
+    pads, visible = torch.zeros(1, dtype=torch.int64), torch.ones(1, len(keys), dtype=torch.bool)
+    gpu.attend_pages(
+        torch.randn(1, 8, 1, 128), keys, values, scaling=0.1, pads=pads, visible=visible, softcap=9.0
+    )
+    given, constants = launches[0]
+    warps = constants.pop("num_warps")
+    kinds = [_KINDS[thing.dtype if isinstance(thing, torch.Tensor) else type(thing)] for thing in given]
+    signature = dict(zip(kernel.arg_names, kinds, strict=False)) | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, signature=signature, constexprs=constants)
+    done = triton.compile(source, target=GPUTarget("cuda", generation, 32), options={"num_warps": warps})
+    assert f".target sm_{generation}" in done.asm["ptx"]
+    assert "mma" in done.asm["ptx"]  # products are done by the tensor cores
+    assert done.metadata.shared <= 96 * 1024
+
+
+_KINDS: dict[Any, str] = {
+    torch.float32: "*fp32",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    float: "fp32",
+    int: "i32",
+}
+
+
 def test_nothing_needs_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "from sagittal.language import attention, extension\n"
+        "from sagittal.language import attend, gpu\n"
         "from sagittal.language.attend import kernels\n"
         "assert 'triton' not in kernels(), kernels()\n"
         "assert 'sagittal.language.triton_kernel' not in sys.modules\n"
