@@ -96,10 +96,12 @@ def error(query, keys, values, kernel, device="cpu", **rest):
     def there(thing):
         return thing.to(device) if isinstance(thing, torch.Tensor) else thing
 
+    if device != "cpu":  # else the very pages that were given: a kernel may remember where they lie
+        keys, values = keys.map(there), values.map(there)
     found = attend(
         there(query),
-        keys.map(there),
-        values.map(there),
+        keys,
+        values,
         scaling=scaling,
         kernel=kernel,
         **{name: there(thing) for name, thing in rest.items()},
