@@ -16,6 +16,9 @@ in a model. Without ONNX Runtime its columns are null, and ``without_ort`` says 
 heads, or heads of a group as rows). ``ratio_to_floor`` is the time by what reading the bytes held would take
 at the speed of memory measured in the same rounds. The same ratios of the least times, ``fastest_...``, are
 for a machine that others use too. ONNX Runtime's GroupQueryAttention appends the new token as well.
+
+Where a CUDA device and Triton are, further rows, with its name as ``device``, are of the kernel in Triton,
+beside torch's ways to attend and the memory of that device; every call is waited for.
 """
 
 from __future__ import annotations
@@ -34,9 +37,10 @@ from measure import Memory, fastest, interleaved, machine, medians
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sagittal.language.attend import attend, kernels
+from sagittal.language.attend import attend
 from sagittal.language.cache import LowBitLayer
 from sagittal.language.calibration import Calibration, Moments
+from sagittal.language.extension import TRITON, chosen, computes
 from sagittal.language.pages import PagedStates
 from sagittal.language.plan import CachePlan
 from sagittal.language.planner import fit_plan
@@ -119,9 +123,22 @@ def layer_of(plan: CachePlan, shape: Shape, keys: Tensor, values: Tensor) -> tup
     return layer.states
 
 
-def copies(states: tuple[PagedStates, PagedStates], count: int) -> list[tuple[PagedStates, PagedStates]]:
+def copies(
+    states: tuple[PagedStates, PagedStates], count: int, device: str
+) -> list[tuple[PagedStates, PagedStates]]:
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.to(device, copy=True)
+
     keys, values = states
-    return [(keys.map(Tensor.clone), values.map(Tensor.clone)) for _ in range(count)]
+    return [(keys.map(copy), values.map(copy)) for _ in range(count)]
+
+
+def waited_for(call: Callable[[int], Any]) -> Callable[[int], Any]:
+    def both(number: int) -> None:
+        call(number)
+        torch.cuda.synchronize()
+
+    return both
 
 
 class Ort:
@@ -218,8 +235,8 @@ def competitors(shape: Shape, context: int, threads: int, layers: int) -> tuple[
         return {}, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def rows(arguments: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
-    context = arguments.context
+def rows(arguments: argparse.Namespace, shape: Shape, device: str = "cpu") -> list[dict[str, Any]]:
+    context, on_gpu = arguments.context, device == "cuda"
     keys, values = states_of(shape, context)
     plans = {
         layout: plan_of(layout, shape, arguments.bits, arguments.planned_bits, context)
@@ -227,24 +244,27 @@ def rows(arguments: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
     }
     packed = {layout: layer_of(plan, shape, keys, values) for layout, plan in plans.items()}
     size = {layout: sum(states.nbytes for states in held) for layout, held in packed.items()}
-    layers = max(2, math.ceil(arguments.spread_mib * 2**20 / min(size.values())))
-    held = {layout: copies(states, layers) for layout, states in packed.items()}
-    keys, values = keys.bfloat16(), values.bfloat16()
+    spread = arguments.spread_mib * 2 ** (22 if on_gpu else 20)
+    layers = max(2, math.ceil(spread / min(size.values())))
+    held = {layout: copies(states, layers, device) for layout, states in packed.items()}
+    keys, values = keys.to(device).bfloat16(), values.to(device).bfloat16()
     dense = [(keys.clone(), values.clone()) for _ in range(layers)]
-    query = torch.randn(1, shape.heads * shape.group, 1, shape.width).bfloat16()
+    query = torch.randn(1, shape.heads * shape.group, 1, shape.width).to(device).bfloat16()
     grouped = query.reshape(1, shape.heads, shape.group, shape.width)
     scaling = shape.width**-0.5
-    memory = Memory()
+    memory = Memory(1 << 31, 1 << 29, device) if on_gpu else Memory()
+    kernel = TRITON if on_gpu else chosen(arguments.kernel)
 
     def ours(layout: str) -> Callable[[int], Any]:
-        return lambda number: attend(
-            query, *held[layout][number % layers], scaling=scaling, kernel=arguments.kernel
-        )
+        return lambda number: attend(query, *held[layout][number % layers], scaling=scaling, kernel=kernel)
 
     found = []
-    for threads in map(int, arguments.threads.split(",")):
-        torch.set_num_threads(threads)
-        ort, why = competitors(shape, context, threads, layers)
+    for threads in [0] if on_gpu else map(int, arguments.threads.split(",")):
+        ort: dict[str, Ort] = {}
+        why: str | None = "it is measured on a CPU"
+        if not on_gpu:
+            torch.set_num_threads(threads)
+            ort, why = competitors(shape, context, threads, layers)
         contestants: dict[str, Callable[[int], Any]] = {
             "memory": memory.read,
             "sdpa_rows": lambda number: scaled_dot_product_attention(grouped, *dense[number % layers]),
@@ -254,6 +274,8 @@ def rows(arguments: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
             **ort,
             **{layout: ours(layout) for layout in plans},
         }
+        if on_gpu:
+            contestants = {name: waited_for(call) for name, call in contestants.items()}
         pause = 0.002 if threads > 1 else 0.0
         with torch.inference_mode():
             each = interleaved(contestants, arguments.rounds, pause=pause)
@@ -272,7 +294,8 @@ def rows(arguments: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
                     "gqa": shape.group,
                     "context": context,
                     "threads": threads,
-                    "kernel": arguments.kernel or kernels()[-1],
+                    "kernel": kernel,
+                    **({"device": torch.cuda.get_device_name()} if on_gpu else {}),
                     "effective_bits": round(8 * size[layout] / numbers, 3),
                     "ms": 1e3 * time,
                     "ns_per_head_and_token": 1e9 * time / context / shape.heads,
@@ -309,7 +332,9 @@ def main() -> None:
     arguments = parser.parse_args()
     found = {"machine": machine(), "rows": []}
     for text in arguments.shapes.split(","):
-        for row in rows(arguments, Shape.of(text)):
+        shape = Shape.of(text)
+        gpu = rows(arguments, shape, "cuda") if computes(TRITON, "cuda") else []
+        for row in rows(arguments, shape) + gpu:
             found["rows"].append(row)
             print(
                 "{layout:14} D={head_dim} G={gqa} threads={threads} {effective_bits} bits {ms:.3f} ms, "

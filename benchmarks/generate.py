@@ -135,7 +135,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Read a text and go on, with both caches."""
     import torch
 
-    from sagittal.language.attend import kernels
+    from sagittal.language.extension import chosen
 
     language = load(arguments)
     model, plan = language.model, plan_for(arguments, language)
@@ -154,7 +154,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": language.name,
         "context": arguments.context,
         "threads": arguments.threads,
-        "kernel": kernels()[-1],
+        "kernel": chosen(),
         "page": plan.page,
         "residual": plan.residual,
         "effective_bits": caches[OURS].effective_bits,

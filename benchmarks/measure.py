@@ -48,9 +48,9 @@ def fastest(times: Mapping[str, list[float]]) -> dict[str, float]:
 class Memory:
     """A buffer far larger than any cache of the processor, read a window at a time."""
 
-    def __init__(self, size: int = 1 << 29, window: int = 1 << 25) -> None:
+    def __init__(self, size: int = 1 << 29, window: int = 1 << 25, device: str = "cpu") -> None:
         self.window = window
-        self._buffer = torch.ones(size // 8, dtype=torch.int64)
+        self._buffer = torch.ones(size // 8, dtype=torch.int64, device=device)
 
     def read(self, number: int) -> Tensor:
         """Sum the window of this number."""

@@ -8,16 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from packed_layers import LAYOUTS, error, layer
 from sagittal.core.errors import InputError
 from sagittal.language import extension
-from sagittal.language.attend import attend, kernels, reference
-from sagittal.language.codec import Codec
-from sagittal.language.pages import PagedStates
-from sagittal.language.plan import Coding
-from sagittal.language.rope import Rope
+from sagittal.language.attend import attend, kernels
 
-NATIVE = kernels()[1:]
-LAYOUTS = ("channel", "token", "before rope", "static", "basis", "fitted", "hadamard", "outliers", "exact")
+NATIVE = extension.natives()
 
 
 ENOUGH = 2e-3  # error beyond that of quantisation, relative: what 4 bits may add
@@ -26,86 +22,6 @@ ENOUGH = 2e-3  # error beyond that of quantisation, relative: what 4 bits may ad
 @pytest.fixture(autouse=True)
 def _same_queries() -> None:
     torch.manual_seed(11)
-
-
-def orthonormal(rng, heads, width, columns):
-    basis = np.linalg.qr(rng.normal(size=(heads, width, width)))[0][:, :, :columns]
-    scale = (np.abs(basis).max(1) / 127).astype(np.float16)
-    return np.round(basis / scale[:, None]).clip(-127, 127).astype(np.int8), scale
-
-
-def coding(layout, heads, width, rng, *, keys=True, bits=None):
-    """One coding of each kind that a kernel reads, or leaves to the reference."""
-    if layout == "exact":
-        return Coding(bits=16)
-    if layout in ("channel", "outliers", "before rope"):
-        share = 0.01 if layout == "outliers" else 0.0
-        mixed = rng.integers(1, 9, (heads, width)).astype(np.uint8) if bits is None else bits
-        return Coding(
-            bits=mixed, scale="channel", outliers=share, before_rope=keys and layout == "before rope"
-        )
-    if layout in ("token", "hadamard"):
-        group = next(g for g in (64, 48, 32, 16, 8) if heads * width % g == 0)
-        rotation = "hadamard" if layout == "hadamard" else "none"
-        return Coding(bits=bits or 3, scale="token", group=group, rotation=rotation)
-    columns = width * 3 // 4 if layout == "basis" else width
-    mixed = rng.integers(0, 9 if layout == "fitted" else 6, (heads, columns)).astype(np.uint8)
-    mixed[:, 0] = 4
-    mixed = mixed if bits is None else np.full_like(mixed, bits)
-    rest = {}
-    if layout == "basis":
-        basis, scale = orthonormal(rng, heads, width, columns)
-        rest = {"rotation": "basis", "basis": basis, "basis_scale": scale}
-    fitted = {b: tuple(np.linspace(-2, 2.5, 1 << b)) for b in range(1, 9)}
-    return Coding(
-        bits=mixed,
-        scale="static",
-        levels=fitted if layout == "fitted" else "gaussian",
-        gain=layout != "fitted",
-        spread=np.exp(0.7 * rng.normal(size=(heads, columns))).astype(np.float32),
-        before_rope=keys,
-        mean=rng.normal(size=(heads, width)).astype(np.float32),
-        weight=np.exp(0.3 * rng.normal(size=(heads, width))).astype(np.float32),
-        **rest,
-    )
-
-
-def layer(
-    layouts, *, batch=1, heads=2, width=32, tokens=300, page=64, seed=0, bits=None, pads=None, kept=True,
-    dtype=torch.float32, turned=None, crop=0, grow=0,
-):  # fmt: skip
-    """Keys and values of a layer, as a cache would hold them."""
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    turned = width // 2 if turned is None else turned
-    rope = Rope(1e4 ** -(torch.arange(turned) / turned), scaling=1.2)
-    pads = torch.zeros(1, dtype=torch.int64) if pads is None else pads
-    found = []
-    for layout, keys in zip(layouts, (True, False), strict=True):
-        how = coding(layout, heads, width, rng, keys=keys, bits=bits)
-        codec = None if how.exact else Codec(how, heads=heads, width=width, page=page, rope=rope)
-        states = torch.randn(batch, heads, tokens + grow, width, generator=generator).to(dtype)
-        held = PagedStates.empty(codec, page, states).append(states[:, :, :tokens])
-        for more in (grow, 0):
-            here = torch.arange(held.quantised, held.quantised + held.ready)
-            chosen = ((here < 4) | (here % 97 == 5)).expand(batch, -1).clone()
-            chosen[-1] &= here % 2 == 0
-            held = held.settle(pads, chosen if kept and held.ready else None)
-            if crop and more:
-                held = held.crop(crop)
-            if more:
-                held = held.append(states[:, :, tokens:])
-        found.append(held)
-    return tuple(found)
-
-
-def error(query, keys, values, kernel, **rest):
-    exact = reference(
-        query.double(), keys, values, scaling=query.shape[-1] ** -0.5, dtype=torch.float64, **rest
-    )
-    found = attend(query, keys, values, scaling=query.shape[-1] ** -0.5, kernel=kernel, **rest)
-    assert found.dtype == query.dtype
-    assert found.shape == exact.shape
-    return float((found.double() - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("kernel", kernels())

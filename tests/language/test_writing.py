@@ -19,7 +19,7 @@ from sagittal.language.packing import pack_planes, unpack
 from sagittal.language.plan import CachePlan, Coding
 from sagittal.language.rope import Rope
 
-NATIVE = extension.kernels()[1:]
+NATIVE = extension.natives()
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without the extension")
 

@@ -1,27 +1,29 @@
 """Attention of one new token to a packed cache, computed on the pages as they lie.
 
-A plain torch reference decodes all tokens first. The kernels of the extension ``sagittal._native`` unpack a
-few tokens at a time and keep no decoded token; what was installed without a compiler has none of them.
+A plain torch reference decodes all tokens first. The kernels of the extension ``sagittal._native``, for CPUs,
+and the one in Triton, for NVIDIA GPUs, unpack a few tokens at a time and keep no decoded token;
+:mod:`~sagittal.language.extension` says where they are.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sagittal.core.errors import InputError
 from sagittal.language import extension
 from sagittal.language.codec import Codec
-from sagittal.language.extension import REFERENCE, chosen, kernels
+from sagittal.language.extension import REFERENCE, TRITON, chosen, computes, kernels
+from sagittal.language.gpu import attend_pages
 from sagittal.language.pages import PagedStates
-from sagittal.language.quantise import gaussian_levels
 from sagittal.language.rope import Rope
+from sagittal.language.tables import tables_of
 
 __all__ = ["attend", "kernels", "reference"]
 
@@ -58,21 +60,21 @@ def attend(
         softcap: Logits ``x`` become ``softcap * tanh(x / softcap)``.
         sinks: A logit for each query head, ``(Hq,)``, that takes part in the softmax and brings no value.
         kernel: One of :func:`kernels`; None for what the environment variable ``SAGITTAL_KERNEL`` says, or
-            else the fastest. A layout that a kernel does not read is left to ``reference``.
+            else the fastest that has been run on such a device. A layout or a device that a kernel does not
+            read is left to ``reference``.
 
     Raises:
         InputError: The kernel is unknown or does not run here, or shapes, dtypes, devices or lengths
             disagree.
     """
-    name = chosen(kernel)
+    name = chosen(kernel, query.device.type)
     _check(query, keys, values, scaling, pads, visible, softcap, sinks)
-    if name == REFERENCE or not _readable(keys, values):
-        found = reference(
-            query, keys, values, scaling=scaling, pads=pads, visible=visible, softcap=softcap, sinks=sinks
-        )
-    else:
-        found = _computed(name, query, keys, values, scaling, pads, visible, softcap, sinks)
-    return found.to(query.dtype)
+    compute: Callable[..., Tensor] = reference
+    if name != REFERENCE and _readable(name, keys, values):
+        compute = attend_pages if name == TRITON else partial(_computed, name)
+    return compute(
+        query, keys, values, scaling=scaling, pads=pads, visible=visible, softcap=softcap, sinks=sinks
+    ).to(query.dtype)
 
 
 def reference(
@@ -174,28 +176,28 @@ def _check(
             )
 
 
-# ---------------------------------------------------------------------- what the extension reads
+# ---------------------------------------------------------------------- what a kernel reads
 
 
-def _readable(keys: PagedStates, values: PagedStates) -> bool:
-    """Tell whether the extension reads these layouts."""
+def _readable(kernel: str, keys: PagedStates, values: PagedStates) -> bool:
+    """Tell whether a kernel other than the reference reads these layouts where they lie."""
     for states in (keys, values):
-        if states.recent.device.type != "cpu" or states.recent.dtype not in _DTYPES:
+        if not computes(kernel, states.recent.device.type) or states.recent.dtype not in _DTYPES:
             return False
-    known = keys.worked_out.get("readable")
+    known = keys.worked_out.get(kernel)
     if known is None or known[0] is not values.worked_out:
-        known = keys.worked_out["readable"] = values.worked_out, _paired(keys, values)
+        known = keys.worked_out[kernel] = values.worked_out, _paired(kernel, keys, values)
     return bool(known[1])
 
 
-def _paired(keys: PagedStates, values: PagedStates) -> bool:
-    """Tell whether the extension reads both, and both say alike where tokens are held."""
+def _paired(kernel: str, keys: PagedStates, values: PagedStates) -> bool:
+    """Tell whether a kernel reads both, and both say alike where tokens are held."""
     if not all(states.codec is None or _plain(states.codec) for states in (keys, values)):
         return False
     if values.codec is not None and values.codec.rope is not None:
         return False  # values that turn
     if keys.codec is None or values.codec is None:
-        return True
+        return kernel != TRITON or keys.codec is values.codec  # pages beside exact tokens, or neither
     same = keys.codec.page == values.codec.page and keys.kept_at.shape == values.kept_at.shape
     tokens = [[page.tokens for page in states.pages] for states in (keys, values)]
     return same and tokens[0] == tokens[1] and torch.equal(keys.kept_at, values.kept_at)
@@ -218,6 +220,7 @@ def _computed(
     query: Tensor,
     keys: PagedStates,
     values: PagedStates,
+    *,
     scaling: float,
     pads: Tensor | None,
     visible: Tensor | None,
@@ -305,37 +308,20 @@ def _coding(codec: Codec) -> Any:
 
 
 def _new_coding(codec: Codec) -> Any:
-    coding, heads = codec.coding, codec.heads
-    inner, outer = (heads, codec.components), (heads, codec.width)
-    static = coding.scale == "static"
-
-    def table(array: Any, shape: tuple[int, int], rounded: bool = True) -> Any:
-        numbers = np.asarray(1.0 if array is None else array, np.float16 if rounded else np.float32)
-        return np.broadcast_to(numbers.astype(np.float32), shape)
-
-    def levels(bits: int) -> Any:
-        if coding.levels == "uniform":
-            return np.arange(1 << bits, dtype=np.float32)
-        if coding.levels == "gaussian":
-            return gaussian_levels(bits).numpy()
-        assert not isinstance(coding.levels, str)
-        steps = 1 if static else (1 << bits) - 1
-        return np.asarray(coding.levels[bits], dtype=np.float32) * np.float32(steps)
-
-    factor = table(coding.spread if static else None, inner) * table(coding.basis_scale, inner)
+    coding, tables = codec.coding, tables_of(codec)
     return extension.native.Coding(
         width=codec.width,
         page=codec.page,
         scale=_SCALES.index(coding.scale),
-        group=min(coding.group, heads * codec.components),
-        gain=static and coding.gain,
+        group=tables.group,
+        gain=coding.scale == "static" and coding.gain,
         turned=codec.rope is not None,
-        bits=np.ascontiguousarray(np.broadcast_to(np.asarray(coding.bits, dtype=np.uint8), inner)),
-        levels=[levels(bits) for bits in codec.widths],
-        factor=np.ascontiguousarray(factor),
-        inverse=np.ascontiguousarray(1 / table(coding.weight, outer)),
-        mean=np.ascontiguousarray(table(0.0 if coding.mean is None else coding.mean, outer, rounded=False)),
-        basis=None if coding.basis is None else np.ascontiguousarray(coding.basis),
+        bits=tables.bits,
+        levels=tables.levels,
+        factor=tables.factor,
+        inverse=tables.inverse,
+        mean=tables.mean,
+        basis=tables.basis,
     )
 
 

@@ -27,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 
 from sagittal.core.errors import ModelError
 from sagittal.language.attend import attend
+from sagittal.language.extension import REFERENCE, chosen, computes
 from sagittal.language.pages import PagedStates
 
 __all__ = ["NAME", "use_low_bit_attention"]
@@ -41,8 +42,9 @@ _ROWS = 256  # of a map of attention at a time
 def use_low_bit_attention(model: Any) -> None:
     """Let a model read a low-bit cache as it is packed; ``model.set_attn_implementation("sdpa")`` undoes it.
 
-    It pays on a CPU. Elsewhere, and where gradients are asked for, attention is dense as before. The cache
-    must be made from the model's own ``config``, which tells it what the model asks for.
+    It serves a CPU, and an NVIDIA GPU where ``SAGITTAL_KERNEL=triton`` asks for it, which has been tried in
+    Triton's interpreter only. Elsewhere, and where gradients are asked for, attention is dense as before. The
+    cache must be made from the model's own ``config``, which tells it what the model asks for.
 
     Args:
         model: A model of transformers.
@@ -141,12 +143,20 @@ def _readable(
         return False
     wants_gradient = query.requires_grad or keys.recent.requires_grad or values.recent.requires_grad
     return (
-        query.device.type == "cpu"
+        _kernel_on(query.device.type)
         and query.dtype in _DTYPES
         and query.shape[2] == 1
         and _plain(kwargs)
         and not (torch.is_grad_enabled() and wants_gradient)
     )
+
+
+def _kernel_on(device: str) -> bool:
+    """Whether packed states are attended to faster than unpacked: off a CPU, only by a kernel made for it."""
+    if device == "cpu":
+        return True
+    kernel = chosen(device=device)
+    return kernel != REFERENCE and computes(kernel, device)
 
 
 def _eager(

@@ -29,7 +29,7 @@ def writes(coding: Coding, components: Tensor) -> bool:
         and not coding.outliers
         and components.device.type == "cpu"
         and components.dtype == torch.float32
-        and extension.chosen() != extension.REFERENCE
+        and extension.chosen() in extension.natives()
     )
 
 
@@ -60,8 +60,7 @@ class Writer:
 
         Args:
             components: float32, ``(B, H * C, T)``, T a multiple of 8; in any order in memory.
-            kernel: One of :func:`~sagittal.language.extension.kernels` but the reference; None for the one
-                that is chosen.
+            kernel: One of :func:`~sagittal.language.extension.natives`; None for the one that is chosen.
 
         Returns:
             The planes and gains of a :class:`~sagittal.language.codec.Page`.
