@@ -299,6 +299,21 @@ def test_mixing_keys_or_values(calibration: Calibration) -> None:
     assert tables[0] < tables[1] < tables[2]
 
 
+def test_a_plan_says_what_reading_it_costs(calibration: Calibration) -> None:
+    plan, neither = fit_plan(calibration, 2.7, 600), fit_plan(calibration, 2.7, 600, mix_keys=False)
+    found = re.search(
+        r"unpacks (\d+) codes of keys and (\d+) of values.* (\d+) products", plan.reasons["reading"]
+    )
+    assert found
+    codes = [
+        np.mean([(np.asarray(coding.bits) > 0).sum(-1).mean() for coding in side])
+        for side in (plan.keys, plan.values)
+    ]
+    assert [int(found[1]), int(found[2])] == [round(count) for count in codes]
+    assert int(found[3]) == round(calibration.keys[0].mean.shape[1] * codes[0])
+    assert "products" not in neither.reasons["reading"]
+
+
 def test_gains(calibration: Calibration) -> None:
     plan, without = (fit_plan(calibration, 2.7, 600, gain=gain) for gain in (True, False))
     assert all(coding.gain for coding in (*plan.keys, *plan.values))

@@ -150,6 +150,7 @@ def fit_plan(
         "sinks": _why_sinks(calibration, kept, sinks),
         "window": _why_window(plan, budget, context, chosen=window is None),
         "coding": _why_coding(mix_keys, mix_values, gain, sensitivity),
+        "reading": _what_reading_costs(dealt[:layers], dealt[layers:], mix_keys, mix_values),
     }
     return replace(plan, reasons=reasons)
 
@@ -506,4 +507,16 @@ def _why_coding(mix_keys: bool, mix_values: bool, gain: bool, sensitivity: bool)
     return (
         f"keys before RoPE with their mean taken off, and values; {weighted}; {mixed} in whole bits, dealt "
         f"where the next bit saves most{'' if gain else '; no gains'}"
+    )
+
+
+def _what_reading_costs(keys: list[Array], values: list[Array], mix_keys: bool, mix_values: bool) -> str:
+    """Say what a step does for each token; ``keys`` and ``values`` are bits dealt, ``(H, C)`` a layer."""
+    unpacked = [float(np.mean([(bits > 0).sum(1).mean() for bits in side])) for side in (keys, values)]
+    width = keys[0].shape[1]
+    mixed = f", makes {width * unpacked[0]:.0f} products with the keys' basis" if mix_keys else ""
+    after = "; the values' basis is applied once a step" if mix_values else ""
+    return (
+        f"for each token and head of a layer a step unpacks {unpacked[0]:.0f} codes of keys and "
+        f"{unpacked[1]:.0f} of values, on average{mixed}, and turns {width} channels to their position{after}"
     )

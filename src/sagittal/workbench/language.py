@@ -99,7 +99,7 @@ def plan(
     def show() -> None:
         rows = [[name, f"{bits:.4f}"] for name, bits in (result["parts"] or {}).items()]
         table(["bits for each number", ""], [*rows, ["in all", f"{result['bits']}"]])
-        for name in ("sinks", "window", "coding"):
+        for name in ("sinks", "window", "coding", "reading"):
             if name in reasons:
                 typer.echo(f"{name}: {reasons[name]}")
         typer.echo(f"plan: {result['plan']}")
