@@ -1,7 +1,8 @@
-"""The figures of docs/language.md: the bound, and KL against bits; drawing them needs matplotlib."""
+"""The figures of docs/language.md: the bound, KL against bits, and growth; drawing them needs matplotlib."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,3 +133,41 @@ def figure(folder: Path = HERE / "results", out: Path = IMAGES) -> list[Path]:
         axes.legend(frameon=False)
         keep(picture, axes, f"kv_rate_{name}.png")
     return drawn
+
+
+def growth_figure(
+    path: Path = HERE.parent / "benchmarks" / "results" / "sweep.json", out: Path = IMAGES
+) -> list[Path]:
+    """Draw how a step and a cache grow with the text, with the floor that memory sets; needs matplotlib."""
+    if not path.is_file():
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = json.loads(path.read_text(encoding="utf-8"))["sweep"]
+    tokens = [row["context"] for row in rows]
+    picture, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    for kind, colour, label in (
+        ("dynamic", "#777777", "DynamicCache"),
+        ("sagittal", "#1f5fa8", "low-bit cache"),
+    ):
+        left.plot(tokens, [row["step_ms"][kind] for row in rows], "o-", color=colour, label=label)
+        left.plot(
+            tokens, [row["floor_ms"][kind] for row in rows], "--", color=colour, label=f"{label}: floor"
+        )
+        right.plot(
+            tokens, [row["cache_bytes"][kind] / 2**20 for row in rows], "o-", color=colour, label=label
+        )
+    left.set_ylabel("a step, milliseconds")
+    right.set_ylabel("cache, MiB")
+    for axes in (left, right):
+        axes.set_xlabel("tokens held")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8)
+    out.mkdir(parents=True, exist_ok=True)
+    picture.savefig(out / "kv_growth.png", dpi=130, metadata={"Software": None})
+    plt.close(picture)
+    return [out / "kv_growth.png"]

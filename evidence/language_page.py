@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from language_claims import claims
-from language_figures import figure, picture, pictures
+from language_figures import figure, growth_figure, picture, pictures
 from language_results import HERE, load
-from language_speed import attention_speed, step_speed
+from language_speed import attention_speed, growth, step_speed
 from language_tables import SHORT, bound, distance, measured, needles, parts, setup, sinks
 
 PAGE = HERE.parent / "docs" / "language.md"
@@ -46,6 +46,10 @@ def page(folder: Path = HERE / "results") -> str:
         "needles": needles(results),
         "attention-speed": attention_speed(),
         "step-speed": step_speed(),
+        "growth": growth(),
+        "growth-picture": picture(
+            "kv_growth.png", "Milliseconds of a step, and MiB of the cache, against tokens held"
+        ),
     }
     template = (HERE / "language.md.in").read_text(encoding="utf-8")
     wanted = re.findall(r"\{\{(.+?)\}\}", template)
@@ -57,6 +61,6 @@ def page(folder: Path = HERE / "results") -> str:
 
 if __name__ == "__main__":
     if "--figures" in sys.argv[1:]:
-        for path in figure():
+        for path in figure() + growth_figure():
             print(path)
     PAGE.write_text(page(), encoding="utf-8")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from language_results import HERE, MISSING
 from tables import table
 
@@ -57,3 +59,37 @@ def step_speed(folder: Path = SPEED) -> str:
         f"{found['machine']['processor']}"
     )
     return f"{where}.\n\n{table(['', 'of `DynamicCache`'], rows)}"
+
+
+def growth(folder: Path = SPEED) -> str:
+    """Return how a step and a cache grow with the text, and the slopes of a line through the steps."""
+    path = folder / "sweep.json"
+    if not path.is_file():
+        return f"{MISSING.capitalize()}.\n"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = found["sweep"]
+    cells = [
+        [
+            f"{row['context']:,}",
+            *(f"{row['step_ms'][kind]:.1f}" for kind in ("dynamic", "sagittal")),
+            f"{row['step_ratio_to_dynamic']:.2f}",
+            *(f"{row['floor_ms'][kind]:.1f}" for kind in ("dynamic", "sagittal")),
+            *(f"{row['cache_bytes'][kind] / 2**20:.1f}" for kind in ("dynamic", "sagittal")),
+        ]
+        for row in rows
+    ]
+    columns = ["tokens", "step, `DynamicCache`", "step, low-bit", "ratio", "floor", "floor, low-bit"]
+    columns += ["cache, MiB", "low-bit, MiB"]
+    slope = {kind: slope_of(rows, kind) for kind in ("dynamic", "sagittal")}
+    threads = f"{rows[0]['threads']} {'thread' if rows[0]['threads'] == 1 else 'threads'}"
+    return (
+        f"{threads}, {found['machine']['processor']}, milliseconds.\n\n{table(columns, cells)}\n"
+        f"A line through the steps rises by {slope['dynamic']:.2f} ms for 1,000 tokens with `DynamicCache` and by "
+        f"{slope['sagittal']:.2f} with the low-bit cache, {slope['sagittal'] / slope['dynamic']:.2f} of it.\n"
+    )
+
+
+def slope_of(rows: list[dict[str, Any]], kind: str) -> float:
+    """Return milliseconds that a step takes longer for 1,000 more tokens, by least squares."""
+    tokens, times = [row["context"] for row in rows], [row["step_ms"][kind] for row in rows]
+    return 1000 * float(np.polyfit(tokens, times, 1)[0])

@@ -145,5 +145,6 @@ if __name__ == "__main__":
 
     if "--figures" in sys.argv[1:]:
         language_figures.figure()
+        language_figures.growth_figure()
     PAGE.write_text(page())
     language_page.PAGE.write_text(language_page.page(), encoding="utf-8")

@@ -224,3 +224,24 @@ def test_a_slice_of_the_needles_runs(tiny: tuple[Any, Any]) -> None:
     rows = evidence.needles(model, calibration, 700, 1)
     assert [row["depth"] for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
     assert {"16bit", "plan 2.7", "kivi2", "seed", "asked", "tokens"} <= set(rows[0])
+
+
+def test_growth_is_the_slope_of_the_steps(tmp_path: Path) -> None:
+    speed = script("language_speed")
+    assert speed.growth(tmp_path) == "Not measured.\n"
+    rows = [
+        {
+            "context": tokens,
+            "threads": 1,
+            "step_ms": {"dynamic": 40 + tokens / 100, "sagittal": 50 + tokens / 500},
+            "step_ratio_to_dynamic": 0.5,
+            "floor_ms": {"dynamic": 1.0, "sagittal": 1.0},
+            "cache_bytes": {"dynamic": 2**20, "sagittal": 2**18},
+        }
+        for tokens in (1000, 2000, 8000)
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweep": rows, "machine": {"processor": "a chip"}}))
+    text = speed.growth(tmp_path)
+    assert "rises by 10.00 ms for 1,000 tokens with `DynamicCache` and by 2.00" in text
+    assert "0.20 of it" in text
+    assert "| 8,000 | 120.0 | 66.0 | 0.50 | 1.0 | 1.0 | 1.0 | 0.2 |" in text
