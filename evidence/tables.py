@@ -125,7 +125,6 @@ By question, right / wrong / refused:
 {table(["question", *caches], questions)}
 The model is small and not medical, and the questions were written for these records: the table compares
 caches, and says nothing about real notes.
-{result.get("note", "")}
 """
 
 
