@@ -41,6 +41,18 @@ def test_keys_and_values_of_different_layouts(layouts, kernel):
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
+def test_an_appended_token_of_a_wider_dtype(kernel):
+    """What is known of the pages outlives an appended token, and the dtype of the recent ones need not."""
+    keys, values = layer(("channel", "token"), dtype=torch.bfloat16, kept=False)
+    query = torch.randn(1, 4, 1, 32)
+    assert error(query, keys, values, kernel) < ENOUGH
+    new = torch.randn(1, 2, 1, 32)
+    longer = keys.append(new), values.append(new)
+    assert longer[0].recent.dtype == torch.float32
+    assert error(query, *longer, kernel) < ENOUGH
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("layout", ["channel", "token", "static", "basis"])
 def test_every_bit_width(layout, bits, kernel):

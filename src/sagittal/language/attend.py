@@ -268,8 +268,9 @@ def _memory(held: list[Tensor], tensor: Tensor) -> tuple[int, int]:
 
 
 def _pages(states: PagedStates) -> Any:
-    """Return the extension's view of all but the recent tokens. It is made once for the same pages."""
-    known = states.worked_out.get("native")
+    """Return the extension's view of all but the recent tokens, made once for the same pages and dtype."""
+    dtype = states.recent.dtype
+    known = states.worked_out.get(dtype)
     if known is None:
         held: list[Tensor] = []
         memory = partial(_memory, held)
@@ -286,13 +287,13 @@ def _pages(states: PagedStates) -> Any:
             batch=batch,
             heads=heads,
             width=width,
-            number=_DTYPES.index(states.recent.dtype),
+            number=_DTYPES.index(dtype),
             coding=_coding(states.codec) if states.codec is not None and states.pages else None,
             kept_at=memory(states.kept_at),
             kept=memory(states.kept),
             pages=pages,
         )
-        known = states.worked_out["native"] = made, held
+        known = states.worked_out[dtype] = made, held
     return known[0]
 
 

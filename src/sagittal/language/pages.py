@@ -55,7 +55,7 @@ class PagedStates:
         return sum(page.tokens for page in self.pages)
 
     @cached_property
-    def worked_out(self) -> dict[str, Any]:
+    def worked_out(self) -> dict[Any, Any]:
         """What readers have worked out from all but the recent tokens: it outlives an appended token."""
         return {}
 

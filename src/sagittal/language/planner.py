@@ -518,5 +518,5 @@ def _what_reading_costs(keys: list[Array], values: list[Array], mix_keys: bool, 
     after = "; the values' basis is applied once a step" if mix_values else ""
     return (
         f"for each token and head of a layer a step unpacks {unpacked[0]:.0f} codes of keys and "
-        f"{unpacked[1]:.0f} of values, on average{mixed}, and turns {width} channels to their position{after}"
+        f"{unpacked[1]:.0f} of values, on average{mixed}, and with RoPE turns each key to its place{after}"
     )
