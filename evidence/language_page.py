@@ -18,7 +18,7 @@ from language_claims import claims
 from language_figures import figure, growth_figure, picture, pictures
 from language_results import HERE, load
 from language_speed import attention_speed, growth, step_speed
-from language_tables import SHORT, bound, distance, measured, needles, parts, setup, sinks
+from language_tables import SHORT, bound, distance, earlier, measured, needles, parts, setup, sinks
 
 PAGE = HERE.parent / "docs" / "language.md"
 
@@ -27,6 +27,7 @@ def page(folder: Path = HERE / "results") -> str:
     results = load(folder)
     made = {
         "setup": setup(results),
+        "earlier": earlier(results, folder),
         "claims": claims(results),
         "main": measured(results, "main", [*SHORT, "perplexity", "KL / `kivi2`'s"]),
         "pictures": pictures(results),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from language_results import MISSING, Results, by_spec, setting, span
+from language_results import HERE, MISSING, Results, by_spec, setting, span
 from tables import table
 
 
@@ -210,3 +212,28 @@ def needles(results: Results) -> str:
         )
     columns = ["model", "tokens", "cache", "code right", "same answer as `16bit`", "right at depth"]
     return table(columns, cells) + ("\n" + " ".join(details) + "\n" if details else "")
+
+
+def _judged(found: dict[str, Any] | None) -> str:
+    return f"{span(*found['ratio_to_kivi2'], '.3f')}, {found['windows']} windows" if found else MISSING
+
+
+def earlier(results: Results, folder: Path = HERE / "results") -> str:
+    """Return what earlier whole runs on the same windows found: plans that differ in what the model wrote."""
+    path = folder / "kv_cache_earlier.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["earlier"] if path.is_file() else []
+    rows: list[list[str]] = []
+    for run in runs:
+        where = f"results at `{run['results']}`" if "results" in run else f"code at `{run['code']}`"
+        found = run["plan 2.7"]
+        rows.append([f"{run['own']}; {where}", *(_judged(found.get(name)) for name in results)])
+    now = []
+    for result in results.values():
+        ratio = by_spec(result, "main").get("plan 2.7", {"ratios": {}})["ratios"].get("kivi2")
+        now.append(ratio and {"ratio_to_kivi2": ratio, "windows": result["main"]["windows"]})
+    rows.append(["8 windows of 512 tokens, drawn in another way; this run", *map(_judged, now)])
+    return (
+        "The windows below have judged these whole runs, whose plans differ in what the model happened to write for the "
+        "calibration. KL of the plan of 2.7 bits by that of `kivi2`:\n\n"
+        + table(["the model wrote", *results], rows)
+    )
