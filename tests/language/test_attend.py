@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,16 @@ def test_an_appended_token_of_a_wider_dtype(kernel):
     longer = keys.append(new), values.append(new)
     assert longer[0].recent.dtype == torch.float32
     assert error(query, *longer, kernel) < ENOUGH
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+def test_a_copy_of_states_that_were_read(kernel):
+    keys, values = layer(("channel", "token"))
+    query = torch.randn(1, 4, 1, 32)
+    before = attend(query, keys, values, scaling=1.0, kernel=kernel)
+    copies = deepcopy((keys, values))
+    del keys, values
+    assert torch.equal(attend(query, *copies, scaling=1.0, kernel=kernel), before)
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
