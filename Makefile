@@ -17,8 +17,8 @@ NATIVE := $(wildcard native/*.cpp native/*.h native/CMakeLists.txt)
 demo: $(VENV)/.installed  ## Run one case, end to end, and print where the report is
 	$(BIN)/sagittal demo --out $(OUT)
 
-test: $(VENV)/.installed-test  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-test  ## Run the tests, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed-test  ## Style, types, and the import contract
 	$(BIN)/ruff check .
