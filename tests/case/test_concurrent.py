@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_places import Place, Server
 
 from sagittal.case.record import Artifact, FindingDraft, FindingState, Run, Verdict
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import ConflictError, InputError, StorageError
+from store_places import Place, Server
 
 MakeRun = Callable[..., Run]
 MakeDraft = Callable[..., FindingDraft]
@@ -110,7 +110,7 @@ def test_eight_writers_of_the_same_and_of_other_cases_lose_nothing(
         numbers = []
         with place.open() as mine:
             for index in range(12):
-                # The same contents in every writer, in another order: whoever waits must not wait in a circle.
+                # The same contents in every writer, in another order: nobody may wait in a circle.
                 order = [mine.objects.put_bytes(f"{index} {part}".encode()) for part in range(4)]
                 parts = tuple(order if name < "e" else reversed(order))
                 output = Artifact(role="volume", kind="volume", content=order[0], parts=parts)
@@ -193,9 +193,10 @@ def test_a_writer_whose_server_dies_in_the_middle_says_so_and_leaves_nothing(
                 server.stop()
                 return honest(*given)
 
-            with monkeypatch.context() as patch, pytest.raises(StorageError, match="the case store refuses"):
-                patch.setattr(changes, "add_findings", die)
+            monkeypatch.setattr(changes, "add_findings", die)
+            with pytest.raises(StorageError, match="the case store refuses"):
                 store.add_run(case_id, make_run(), [draft()])
+            monkeypatch.setattr(changes, "add_findings", honest)
             server.start()
             assert store.case(case_id).runs == ()
             assert store.add_run(case_id, make_run(), [draft()]).number == 1

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import event
-from store_places import Place
 
 from sagittal.case.record import FindingDraft, Run, Verdict
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
+from store_places import Place
 
 MakeRun = Callable[..., Run]
 MakeDraft = Callable[..., FindingDraft]
@@ -161,9 +161,7 @@ def test_a_change_is_never_earlier_than_the_one_before(
 # Pages of findings
 
 
-def test_findings_come_in_parts_with_their_events(
-    place: Place, make_run: MakeRun, draft: MakeDraft
-) -> None:
+def test_findings_come_in_parts_with_their_events(place: Place, make_run: MakeRun, draft: MakeDraft) -> None:
     with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft(f"{i}") for i in range(7)])
@@ -180,9 +178,7 @@ def test_findings_come_in_parts_with_their_events(
             store.findings("nope")
 
 
-def test_a_case_of_many_findings_is_not_read_whole(
-    place: Place, make_run: MakeRun, draft: MakeDraft
-) -> None:
+def test_a_case_of_many_findings_is_not_read_whole(place: Place, make_run: MakeRun, draft: MakeDraft) -> None:
     """Judging, a page of findings and the worklist read as many rows as they show, not as there are."""
     many = 50_000
     with place.open() as store:
