@@ -33,6 +33,7 @@ def orthanc(folder: Path, *, users: dict[str, str] | None = None) -> Iterator[st
     settings = {
         "Name": "test",
         "HttpPort": port,
+        "DefaultEncoding": "Utf8",  # of answers to queries; names outside Latin-1 are lost without it
         "DicomServerEnabled": False,
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": users is not None,
