@@ -8,6 +8,7 @@ __all__ = [
     "ArchiveError",
     "AssetError",
     "ChecksumError",
+    "ConflictError",
     "FormatError",
     "GeometryError",
     "InputError",
@@ -63,6 +64,10 @@ class FormatError(InputError):
 
 class GeometryError(InputError):
     """Positions in space are missing, contradictory or impossible."""
+
+
+class ConflictError(InputError):
+    """Somebody else was faster: what this change builds on is no longer how the record stands."""
 
 
 class ModelError(InputError):
