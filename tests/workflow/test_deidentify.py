@@ -321,6 +321,21 @@ def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
         deidentify(tmp_path / "cut.dcm", tmp_path / "out")
 
 
+def test_a_name_inside_compressed_pixels_is_refused(tmp_path: Path) -> None:
+    from pydicom.data import get_testdata_file
+    from pydicom.encaps import encapsulate, generate_frames
+
+    path = get_testdata_file("J2K_pixelrep_mismatch.dcm", download=False)
+    assert path is not None
+    dataset = pydicom.dcmread(path)
+    dataset.PatientName = "Musterfrau^Erika"
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = encapsulate([frame[:100] + b"\xff\x64\x00\x0eMUSTERFRAU" + frame[100:]])
+    dataset.save_as(tmp_path / "named.dcm")
+    with pytest.raises(InputError, match="inside its compressed pixel data"):
+        deidentify(tmp_path / "named.dcm", tmp_path / "out")
+
+
 def test_a_compressed_image_keeps_its_pixels(tmp_path: Path) -> None:
     from pydicom.data import get_testdata_file
 
