@@ -1,4 +1,4 @@
-"""Tables of the case store. Rows are only ever added: triggers refuse updates and deletes."""
+"""Tables of the case store. Rows of the record are only ever added: triggers refuse updates and deletes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, Float, ForeignKey, ForeignKeyConstraint, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Base", "CaseRow", "EventRow", "FindingRow", "RunRow"]
+__all__ = ["Base", "CaseRow", "EventRow", "FindingRow", "JobRow", "RunRow"]
 
 
 class Base(DeclarativeBase):
@@ -73,3 +73,21 @@ class EventRow(Base):
     when: Mapped[str] = mapped_column(String(40))
     note: Mapped[str] = mapped_column(Text)
     successor: Mapped[int | None] = mapped_column(Integer)
+
+
+class JobRow(Base):
+    """One job of a batch; its row changes as work goes on, for it is no part of the record."""
+
+    __tablename__ = "jobs"
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    batch: Mapped[str] = mapped_column(String(12))
+    sources: Mapped[list[str]] = mapped_column(JSON)
+    steps: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    case_id: Mapped[str | None] = mapped_column(ForeignKey("cases.id"))
+    state: Mapped[str] = mapped_column(String(8))
+    attempts: Mapped[int] = mapped_column(Integer)
+    worker: Mapped[str] = mapped_column(Text)
+    beat: Mapped[int] = mapped_column(Integer)
+    started: Mapped[str] = mapped_column(String(40))
+    seconds: Mapped[float | None] = mapped_column(Float)
+    error: Mapped[str] = mapped_column(Text)

@@ -110,16 +110,21 @@ class CaseStore:
         """
         return _numbered(self.case(case_id).findings, number)
 
-    def add_run(self, case_id: str, run: Run, findings: Sequence[FindingDraft]) -> Run:
+    def add_run(self, case_id: str, run: Run, findings: Sequence[FindingDraft], *, once: bool = False) -> Run:
         """Add a run and its findings in one transaction; return the run with its number.
 
         Drafts that an earlier run of the same step for the same roles left are superseded by the new
         findings of the same code and subject, or without a successor where there is none. What a person
         has accepted, rejected or written stays as that person left it.
+
+        With ``once``, a run that :meth:`~sagittal.case.record.Case.repeated` finds in the case is
+        returned, and nothing is written.
         """
         author = f"{run.step} {run.version}"
         with self._transaction() as session:
             before = self._load(session, case_id)
+            if once and (done := before.repeated(run)) is not None:
+                return done
             number = self._next(session, RunRow, case_id)
             numbered = replace(run, number=number, findings=tuple(f.content_hash for f in findings))
             values = json.loads(canonical_json(asdict(numbered)))
