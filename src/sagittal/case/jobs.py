@@ -271,9 +271,9 @@ class Watch:
         return now - since >= self.patience
 
 
-def new_worker() -> str:
-    """Return a name for this process at one job: no two are alike, and a killed one can be found out."""
-    return f"{_system()}/{os.getpid()}/{_born(os.getpid())}/{secrets.token_hex(4)}"
+def new_worker(token: str = "") -> str:
+    """Return a name for this process at one job, that ends in ``token``; a killed one can be found out."""
+    return f"{_system()}/{os.getpid()}/{_born(os.getpid())}/{token or secrets.token_hex(8)}"
 
 
 def _alive(worker: str) -> bool | None:

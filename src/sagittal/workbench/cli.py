@@ -13,7 +13,7 @@ from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.places import store_folder
 from sagittal.core.progress import Report, status
-from sagittal.workbench import assets_commands, case_commands, language
+from sagittal.workbench import assets_commands, batch_command, case_commands, language
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 
@@ -94,6 +94,9 @@ def run(
     with status(quiet=as_json) as report:
         summary = _run(sources, out, store, offline, label, model, report)
     _print(summary, as_json)
+
+
+app.command()(batch_command.batch)
 
 
 @app.command()
