@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,13 +13,14 @@ from sagittal.case.jobs import Job, JobState, JobTable, Watch, job_key, new_work
 from sagittal.case.record import FindingDraft, Run
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError, StorageError
+from store_places import Place
 
 STEPS = ({"name": "measure", "version": "1", "parameters": {"beta": 0.1}},)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[CaseStore]:
-    with CaseStore(tmp_path / "store") as opened:
+def store(place: Place) -> Iterator[CaseStore]:
+    with place.open() as opened:
         yield opened
 
 
@@ -71,12 +71,12 @@ def test_adding_a_job_that_is_done_does_not_begin_it_again(table: JobTable) -> N
     assert table.claim(mine.key, "v") is None
 
 
-def test_of_many_that_ask_at_once_one_has_the_job(tmp_path: Path, table: JobTable) -> None:
+def test_of_many_that_ask_at_once_one_has_the_job(place: Place, table: JobTable) -> None:
     table.add([job(content=str(number)) for number in range(20)])
     keys = [job(content=str(number)).key for number in range(20)]
 
     def ask(worker: str) -> list[str]:
-        with CaseStore(tmp_path / "store") as own:
+        with place.open() as own:
             mine = JobTable(own)
             return [key for key in keys if mine.claim(key, worker) is not None]
 
@@ -173,9 +173,9 @@ def test_a_job_that_is_not_there_is_named(table: JobTable) -> None:
         table.job("abc")
 
 
-def test_a_store_opened_for_reading_takes_no_job(tmp_path: Path, table: JobTable) -> None:
+def test_a_store_opened_for_reading_takes_no_job(place: Place, table: JobTable) -> None:
     table.add([job()])
-    with CaseStore(tmp_path / "store", read_only=True) as sealed:
+    with place.open(read_only=True) as sealed:
         reader = JobTable(sealed)
         assert reader.job(job().key).state is JobState.WAITING
         with pytest.raises(StorageError, match="read-only"):

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from sagittal.case.schema import CaseRow, JobRow
+from sagittal.case.rows import now
+from sagittal.case.schema import JobRow
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
 from sagittal.core.provenance import hash_json
@@ -107,7 +108,7 @@ class JobTable:
         wanted: dict[str, list[Job]] = {}
         for job in jobs:
             wanted.setdefault(job.key, []).append(job)
-        with self.store._transaction() as session:
+        with self._writing(alone=True) as session:
             rows = {row.key: row for row in _rows(session, list(wanted))}
             for key, same in wanted.items():
                 names = dict.fromkeys(name for job in same for name in job.sources)
@@ -119,7 +120,7 @@ class JobTable:
 
     def jobs(self, keys: Sequence[str]) -> dict[str, Job]:
         """Return the jobs with these keys; a key that no job has is left out."""
-        with self.store._errors(), Session(self.store._engine) as session:
+        with self.store._database.reading() as session:
             return {row.key: _job(row) for row in _rows(session, keys)}
 
     def job(self, key: str) -> Job:
@@ -142,7 +143,7 @@ class JobTable:
             worker=worker,
             attempts=JobRow.attempts + 1,
             beat=JobRow.beat + 1,
-            started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            started=now(),
             seconds=None,
             error="",
         )
@@ -156,19 +157,12 @@ class JobTable:
 
         None when the job is not ``worker``'s any more.
         """
-        with self.store._transaction() as session:
-            row = session.get(JobRow, key)
+        with self._writing() as session:
+            row = session.get(JobRow, key, with_for_update=True)
             if row is None or (row.state, row.worker) != (JobState.RUNNING.value, worker):
                 return None
             if row.case_id is None:
-                opened = CaseRow(
-                    id=secrets.token_hex(6),
-                    label=label,
-                    created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                )
-                session.add(opened)
-                session.flush()
-                row.case_id = opened.id
+                row.case_id = self.store._open_case(session, label, who="batch")
             return row.case_id
 
     def finish(self, key: str, worker: str, seconds: float) -> bool:
@@ -206,7 +200,7 @@ class JobTable:
 
         False, and nothing is changed, when the job is not ``worker``'s any more or has a case already.
         """
-        with self.store._transaction() as session:
+        with self._writing(alone=True) as session:
             row = session.get(JobRow, key)
             if row is None or (row.state, row.worker) != (JobState.RUNNING.value, worker) or row.case_id:
                 return False
@@ -220,10 +214,13 @@ class JobTable:
 
     def retry(self, keys: Sequence[str]) -> None:
         """Let those of these jobs wait again that have failed, with all their attempts before them."""
-        with self.store._transaction() as session:
+        with self._writing(alone=True) as session:
             for row in _rows(session, keys):
                 if row.state == JobState.FAILED.value:
                     row.state, row.attempts, row.error = JobState.WAITING.value, 0, ""
+
+    def _writing(self, *, alone: bool = False) -> AbstractContextManager[Session]:
+        return self.store._database.writing(alone=alone)
 
     def _mine(self, key: str, worker: str, **values: Any) -> bool:
         return self._change(key, {"state": JobState.RUNNING, "worker": worker}, **values) is not None
@@ -237,7 +234,7 @@ class JobTable:
             .values({name: _plain(value) for name, value in values.items()})
             .returning(JobRow)
         )
-        with self.store._transaction() as session:
+        with self._writing() as session:
             row = session.scalars(change, execution_options={"synchronize_session": False}).one_or_none()
             return None if row is None else _job(row)
 
@@ -254,21 +251,21 @@ class Watch:
     patience: float = 60.0
     _seen: dict[str, tuple[tuple[str, int], float]] = field(default_factory=dict)
 
-    def lost(self, job: Job, now: float) -> bool:
+    def lost(self, job: Job, moment: float) -> bool:
         """Tell whether the worker of a running job is lost.
 
         Args:
             job: The job as it stands.
-            now: A monotonic time in seconds.
+            moment: A monotonic time in seconds.
         """
         if (alive := _alive(job.worker)) is not None:
             return not alive
         sign = (job.worker, job.beat)
-        before, since = self._seen.get(job.key, (None, now))
+        before, since = self._seen.get(job.key, (None, moment))
         if before != sign:
-            self._seen[job.key] = (sign, now)
+            self._seen[job.key] = (sign, moment)
             return False
-        return now - since >= self.patience
+        return moment - since >= self.patience
 
 
 def new_worker(token: str = "") -> str:

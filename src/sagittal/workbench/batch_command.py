@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagittal.core.errors import InputError
-from sagittal.core.places import store_folder
 from sagittal.core.progress import duration, status
 from sagittal.workbench.case_commands import StoreOption
 from sagittal.workbench.output import JsonOption, emit, speaks, table
@@ -19,6 +18,7 @@ from sagittal.workbench.output import JsonOption, emit, speaks, table
 if TYPE_CHECKING:
     from sagittal.workflow.batch import BatchResult
     from sagittal.workflow.engines import Engine
+    from sagittal.workflow.worker import Setting
 
 __all__ = ["batch"]
 
@@ -63,31 +63,33 @@ def batch(
     as_json: JsonOption = False,
 ) -> None:
     """Make a case of each file and folder in DIR; run again, it does only what is missing."""
-    from sagittal.case.store import CaseStore
+    from sagittal.case.location import open_store, resolve
     from sagittal.workflow.batch import Interrupted, batch_tasks, job_results, run_batch
     from sagittal.workflow.engines import processors
     from sagittal.workflow.folder import list_cases
     from sagittal.workflow.models import DEFAULT_MODEL, model_folder
     from sagittal.workflow.pipeline import stages
+    from sagittal.workflow.worker import Setting
 
     names = stages([name.strip() for name in steps.split(",") if name.strip()])
     name = "" if model == "none" else model or DEFAULT_MODEL
-    location = store or store_folder()
+    location = resolve(store)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with status(quiet=as_json) as report:
             listing = list_cases(folder, names, encoding=encoding, report=report)
             tasks = batch_tasks(folder, listing, names, model=name, label_by_name=label_by_name)
-            with CaseStore(location, read_only=only_status) as cases:
+            with open_store(location, read_only=only_status) as cases:
                 if only_status:
                     result = job_results(cases, tasks, listing)
                 else:
                     if name and {"record", "report"} & set(names):
                         model_folder(name, offline=offline or None, report=report)  # once, not in each worker
+                    setting = Setting(store=location, store_id=cases.id, offline=offline or None)
                     result = run_batch(
                         cases,
                         tasks,
-                        engine=_engine(engine, str(location), offline, workers or processors(), ray_address),
+                        engine=_engine(engine, setting, workers or processors(), ray_address),
                         listing=listing,
                         retry_failed=retry_failed,
                         report=report,
@@ -101,11 +103,9 @@ def batch(
         raise typer.Exit(1)
 
 
-def _engine(name: EngineName, location: str, offline: bool, workers: int, ray_address: str) -> Engine:
+def _engine(name: EngineName, setting: Setting, workers: int, ray_address: str) -> Engine:
     from sagittal.workflow.engines import LocalEngine, RayEngine
-    from sagittal.workflow.worker import Setting
 
-    setting = Setting(store=location, offline=offline or None)
     if name is EngineName.RAY:
         return RayEngine(setting=setting, workers=workers, address=ray_address)
     if ray_address:

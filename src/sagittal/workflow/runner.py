@@ -112,6 +112,7 @@ class Runner:
             environment=Environment.current(step.packages).to_json(),
             started=_now(),
             seconds=0.0,
+            seen=case.events,
         )
         if once and (before := case.repeated(planned)) is not None:
             return before

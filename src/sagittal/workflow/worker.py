@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from sagittal.case.engines import is_url
 from sagittal.case.jobs import Job, JobTable, job_key, new_worker
+from sagittal.case.location import open_store
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError, SagittalError, StorageError
 from sagittal.workflow.artifacts import SourceFiles
@@ -33,7 +35,8 @@ class Setting:
     """What every worker of a batch needs to know.
 
     Attributes:
-        store: Where the cases are kept.
+        store: Where the cases are kept, as :func:`~sagittal.case.location.resolve` gives it.
+        store_id: Id of the store; a worker that finds another one there stops.
         offline: Fetch no model.
         attempts: How often a job is begun whose workers are killed.
         beat: Seconds between two signs of life.
@@ -41,6 +44,7 @@ class Setting:
     """
 
     store: str
+    store_id: str = ""
     offline: bool | None = None
     attempts: int = 3
     beat: float = 5.0
@@ -116,12 +120,11 @@ class Worker:
 
     def _do(self, task: Task) -> Outcome:
         if self._store is None:
-            self._store = CaseStore(Path(self._setting.store))
+            self._store = self._open()
         jobs = JobTable(self._store, attempts=self._setting.attempts)
         key, worker, clock = task.job.key, new_worker(task.token), time.perf_counter()
         job = jobs.claim(key, worker)
         if job is None:
-            jobs.job(key)  # raises where this worker sees another store
             return Outcome(task=task, ending=Ending.MOVED)
         with _beating(jobs, key, worker, self._setting):
             try:
@@ -137,6 +140,20 @@ class Worker:
             return Outcome(task=task, ending=Ending.CHANGED, again=again)
         noted = jobs.finish(key, worker, time.perf_counter() - clock)
         return Outcome(task=task, ending=Ending.SETTLED if noted else Ending.MOVED)
+
+    def _open(self) -> CaseStore:
+        location = self._setting.store
+        if not is_url(location) and not Path(location).is_dir():  # which opening it would make
+            raise StorageError("the worker does not see the store", source=location)
+        store = open_store(location)
+        if self._setting.store_id not in {"", store.id}:
+            raise StorageError(
+                "the worker sees another store",
+                source=store.source,
+                value=store.id,
+                expected=self._setting.store_id,
+            )
+        return store
 
     def _make(self, jobs: JobTable, job: Job, task: Task, worker: str) -> Task | None:
         """Make the case; return another task instead where the files hold other contents than listed."""
