@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagittal.core.errors import InputError
+from sagittal.core.errors import InputError, StorageError
 from sagittal.core.progress import duration, status
 from sagittal.workbench.case_commands import StoreOption
 from sagittal.workbench.output import JsonOption, emit, speaks, table
@@ -98,6 +98,9 @@ def batch(
         left = f"; {stopped}" if isinstance(stopped, Interrupted) else ""
         typer.echo(f"stopped{left}. Run the same command again to go on.", err=True)
         raise typer.Exit(INTERRUPTED) from stopped
+    except StorageError:
+        typer.echo("The batch stopped. When the store can be written, the same command goes on.", err=True)
+        raise
     emit(asdict(result), as_json=as_json, text=lambda: _text(result))
     if result.failed:
         raise typer.Exit(1)

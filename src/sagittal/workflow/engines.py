@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+from sagittal.core.errors import SagittalError
 from sagittal.core.optional import optional_import
 from sagittal.workflow.worker import Ending, Outcome, Setting, Task, Worker
 
@@ -203,6 +204,14 @@ class RayEngine:
             try:
                 outcomes.append(self._ray.get(reference))
             except self._ray.exceptions.RayError as error:
+                if "creation task" in str(error):  # it was not killed: it cannot be started at all
+                    problem = SagittalError(
+                        "Ray cannot start a worker",
+                        value=str(error).strip().splitlines()[-1],
+                        expected="the same sagittal wherever workers run",
+                    )
+                    outcomes.append(Outcome(task=task, ending=Ending.STOPPED, error=problem))
+                    continue
                 how = f"the worker was killed, or its machine is gone (Ray: {type(error).__name__})"
                 outcomes.append(Outcome(task=task, ending=Ending.LOST, error=how))
             else:

@@ -26,6 +26,8 @@ __all__ = ["FoundCase", "Listing", "Refusal", "list_cases"]
 _SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".dicom", ".ima")
 _MODALITIES = {"MR": "t1", "CT": "ct"}
 _TITLES = {"t1": "a T1 image", "ct": "a CT image", "record": "a record"}
+_LISTED = 3
+"""Files of a folder that are listed one by one where they are refused for the same reason."""
 _NEITHER = "neither an image (NIfTI, DICOM, NRRD, MetaImage) nor a folder with one"
 
 
@@ -224,7 +226,22 @@ def list_cases(
             value=f"{len(reader.refused)} refused ({first})",
             expected="images, or folders with an image each",
         )
-    return Listing(cases=tuple(cases), refused=tuple(reader.refused))
+    return Listing(cases=tuple(cases), refused=_few(reader.refused))
+
+
+def _few(refused: Sequence[Refusal]) -> tuple[Refusal, ...]:
+    """Say of many files of one folder that are refused alike how many they are, in the first one's place."""
+    alike: dict[tuple[str, str], list[Refusal]] = {}
+    for one in refused:
+        top, inside, _ = one.name.partition("/")
+        alike.setdefault((top if inside else one.name, one.reason), []).append(one)
+    listed: list[Refusal] = []
+    for (top, reason), same in alike.items():
+        if len(same) > _LISTED:
+            listed.append(Refusal(name=f"{top}: {len(same)} files", reason=reason))
+        else:
+            listed += same
+    return tuple(listed)
 
 
 def _loose_slices(files: Iterable[Path]) -> set[Path]:

@@ -19,6 +19,7 @@ from sagittal.case.jobs import Job, JobTable, job_key, new_worker
 from sagittal.case.location import open_store
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError, SagittalError, StorageError
+from sagittal.core.optional import optional_import
 from sagittal.workflow.artifacts import SourceFiles
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.pipeline import complete_case
@@ -40,6 +41,7 @@ class Setting:
         offline: Fetch no model.
         attempts: How often a job is begun whose workers are killed.
         beat: Seconds between two signs of life.
+        imports: Modules that define steps which do not come with sagittal.
         guarded: Whether the worker ends when the process that started it is gone.
     """
 
@@ -48,6 +50,7 @@ class Setting:
     offline: bool | None = None
     attempts: int = 3
     beat: float = 5.0
+    imports: tuple[str, ...] = ()
     guarded: bool = False
 
 
@@ -142,6 +145,8 @@ class Worker:
         return Outcome(task=task, ending=Ending.SETTLED if noted else Ending.MOVED)
 
     def _open(self) -> CaseStore:
+        for module in self._setting.imports:
+            optional_import(module)
         location = self._setting.store
         if not is_url(location) and not Path(location).is_dir():  # which opening it would make
             raise StorageError("the worker does not see the store", source=location)
