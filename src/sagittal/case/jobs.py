@@ -24,6 +24,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from sagittal.case.changes import open_case
 from sagittal.case.rows import now
 from sagittal.case.schema import JobRow
 from sagittal.case.store import CaseStore
@@ -120,7 +121,7 @@ class JobTable:
 
     def jobs(self, keys: Sequence[str]) -> dict[str, Job]:
         """Return the jobs with these keys; a key that no job has is left out."""
-        with self.store._database.reading() as session:
+        with self.store.database.reading() as session:
             return {row.key: _job(row) for row in _rows(session, keys)}
 
     def job(self, key: str) -> Job:
@@ -162,7 +163,7 @@ class JobTable:
             if row is None or (row.state, row.worker) != (JobState.RUNNING.value, worker):
                 return None
             if row.case_id is None:
-                row.case_id = self.store._open_case(session, label, who="batch")
+                row.case_id = open_case(session, label, "batch")
             return row.case_id
 
     def finish(self, key: str, worker: str, seconds: float) -> bool:
@@ -220,7 +221,7 @@ class JobTable:
                     row.state, row.attempts, row.error = JobState.WAITING.value, 0, ""
 
     def _writing(self, *, alone: bool = False) -> AbstractContextManager[Session]:
-        return self.store._database.writing(alone=alone)
+        return self.store.database.writing(alone=alone)
 
     def _mine(self, key: str, worker: str, **values: Any) -> bool:
         return self._change(key, {"state": JobState.RUNNING, "worker": worker}, **values) is not None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import sagittal.workbench.store_commands  # noqa: F401  (adds its commands to those on cases)
 from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, status
