@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import sagittal.workbench.store_commands  # noqa: F401  (adds its commands to those on cases)
 from sagittal import __version__
 from sagittal.core.errors import InputError
-from sagittal.core.places import store_folder
 from sagittal.core.progress import Report, status
 from sagittal.workbench import assets_commands, case_commands, language
 from sagittal.workbench.doctor import diagnose
@@ -114,13 +114,13 @@ def doctor(as_json: JsonOption = False) -> None:
 def _run(
     sources: Sources,
     out: Path,
-    store: Path | None,
+    store: str | None,
     offline: bool,
     label: str,
     model: str | None,
     report: Report,
 ) -> dict[str, Any]:
-    from sagittal.case.store import CaseStore
+    from sagittal.case.location import open_store
     from sagittal.workflow.export import export_case, require_libraries
     from sagittal.workflow.models import DEFAULT_MODEL, ModelShelf
     from sagittal.workflow.pipeline import run_case
@@ -128,7 +128,7 @@ def _run(
 
     require_libraries()
     name = "" if model == "none" else model or DEFAULT_MODEL
-    with CaseStore(store or store_folder()) as cases:
+    with open_store(store) as cases:
         runner = Runner(store=cases, shelf=ModelShelf(offline=_offline(offline)), report=report)
         case_id = run_case(runner, sources, label=label, model=name)
         exported = export_case(cases, case_id, out, report=report)
