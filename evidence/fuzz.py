@@ -31,7 +31,7 @@ from typing import Any
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 RESULT = HERE.parent / "results" / "fuzz.json"
-TARGETS = ("nifti", "dicom", "itk")
+TARGETS = ("nifti", "dicom", "itk", "archive")
 INSTRUMENTED = {
     "nifti": ["sagittal.volume", "nibabel.nifti1", "nibabel.nifti2", "nibabel.analyze", "nibabel.wrapstruct"],
     "dicom": [
@@ -48,6 +48,7 @@ INSTRUMENTED = {
         "pydicom.pixels",
     ],
     "itk": ["sagittal.volume"],
+    "archive": ["sagittal.case", "sagittal.core", "zipfile", "json.decoder", "json.scanner"],
 }
 LONGEST = 8192  # bytes of one input
 

@@ -7,6 +7,7 @@ written or one read that was not handed in, or a name from the file in a message
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -48,12 +49,13 @@ class Finding:
 class _Watch:
     """Files opened by Python code while a door is open (extension code is not seen here)."""
 
-    folder: str = ""
+    active: bool = False
+    store: str = ""  # where a door may write
     seen: list[str] = field(default_factory=list)
     installed: bool = False
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.folder or event not in _WATCHED:
+        if not self.active or event not in _WATCHED:
             return
         if event == "open":
             path, mode, flags = arguments
@@ -61,10 +63,17 @@ class _Watch:
                 (isinstance(mode, str) and set(mode) & set("wax+")) or flags & (os.O_WRONLY | os.O_RDWR)
             ):
                 return
-        self.seen.append(f"{event} {arguments[0]!r}")
+        name = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
+        below = event in _BY_HANDLE and arguments[-1] not in (
+            None,
+            -1,
+        )  # within an open folder: shutil.rmtree
+        if not (self.store and (below or name.startswith(self.store))):
+            self.seen.append(f"{event} {arguments[0]!r}")
 
 
 _FREE_TEXT = ("manufacturer", "manufacturer_model", "kernel")
+_BY_HANDLE = ("os.mkdir", "os.remove", "os.rmdir", "os.rename")
 _WATCHED = frozenset(
     "open os.mkdir os.rename os.remove os.rmdir os.link os.symlink os.truncate os.system os.exec "
     "os.posix_spawn subprocess.Popen socket.connect shutil.rmtree".split()
@@ -73,15 +82,15 @@ _WATCH = _Watch()
 
 
 @contextmanager
-def _watched(folder: Path) -> Iterator[list[str]]:
+def _watched() -> Iterator[list[str]]:
     if not _WATCH.installed:
         sys.addaudithook(_WATCH.hook)
         _WATCH.installed = True
-    _WATCH.folder, _WATCH.seen = str(folder), []
+    _WATCH.active, _WATCH.seen = True, []
     try:
         yield _WATCH.seen
     finally:
-        _WATCH.folder = ""
+        _WATCH.active = False
 
 
 @contextmanager
@@ -105,11 +114,13 @@ def visit(target: str, data: bytes, folder: Path) -> tuple[Finding | None, str]:
         data: The input, a file or a bundle of files.
         folder: A folder for nothing else; the input is removed again.
     """
+    if target == "archive":
+        _WATCH.store = str(_archive_door().folder)
     names = _put(target, data, folder)
     before = set(_tree(folder))
     started, memory = time.process_time(), _peak()
     finding, outcome = None, "refused"
-    with warnings.catch_warnings(record=True) as warned, _watched(folder) as touched, _heard() as logged:
+    with warnings.catch_warnings(record=True) as warned, _watched() as touched, _heard() as logged:
         warnings.simplefilter("always")
         try:
             told = DOORS[target](folder, names, zlib.crc32(data))
@@ -175,6 +186,7 @@ _NAMES = {
     "nifti": ("v.nii.gz", "v.json", "v_variance.nii.gz", "v_probabilities.nii.gz"),
     "dicom": tuple(f"{number}.dcm" for number in range(8)),
     "itk": ("v.mha",),
+    "archive": ("case.zip",),
 }
 
 
@@ -216,8 +228,26 @@ def _itk(folder: Path, names: list[str], options: int) -> str:
     how: dict[str, Any] = {"max_bytes": LARGEST, "allow_unplaced": bool(options & 1)}
     if options & 2:
         how["nonfinite"] = 0.0
-    volume = (read_volume if options & 4 else read_itk)(folder / names[0], **how)
+    path = folder / names[0]
+    other = path.read_bytes()[128:132] == b"DICM"  # then it is another door's
+    volume = (read_volume if options & 4 and not other else read_itk)(path, **how)
     return f"{_told(volume)} {volume.array.tobytes()[:4096].hex()}"
 
 
-DOORS: dict[str, Callable[[Path, list[str], int], str]] = {"nifti": _nifti, "dicom": _dicom, "itk": _itk}
+def _archive(folder: Path, names: list[str], options: int) -> str:
+    return str(_archive_door().enter(folder / names[0]))
+
+
+@functools.cache
+def _archive_door() -> Any:
+    from fuzz_archive import ArchiveDoor
+
+    return ArchiveDoor()
+
+
+DOORS: dict[str, Callable[[Path, list[str], int], str]] = {
+    "nifti": _nifti,
+    "dicom": _dicom,
+    "itk": _itk,
+    "archive": _archive,
+}

@@ -54,7 +54,11 @@ def volume(dtype: str = "int16", *, doubt: bool = False) -> Volume:
 
 @functools.cache
 def seeds(target: str) -> tuple[bytes, ...]:
-    """Valid inputs of one target: "nifti", "dicom" or "itk"."""
+    """Valid inputs of one target: "nifti", "dicom", "itk" or "archive"."""
+    if target == "archive":
+        from fuzz_archive import archives
+
+        return archives()
     with tempfile.TemporaryDirectory() as folder:
         return tuple({"nifti": _nifti, "dicom": _dicom, "itk": _itk}[target](Path(folder)))
 

@@ -86,6 +86,17 @@ def _meta(first: bytes = b"", last: bytes = b"", body: bytes = bytes(512)) -> by
     return _META % (first, last) + body
 
 
+def _before_its_start() -> bytes:
+    """An archive whose directory says that it begins ten bytes further on, and its first file ten before."""
+    data = seeds("archive")[0]
+    at = data.rfind(b"PK\5\6") + 16
+    return data[:at] + struct.pack("<I", struct.unpack_from("<I", data, at)[0] + 10) + data[at + 4 :]
+
+
+def _overlong() -> bytes:
+    return _meta(b"Name = " + b"x" * 300 + b"\n").replace(b"ElementSpacing = 1 ", b"ElementSpacing = 1e+300 ")
+
+
 def _swallowed() -> bytes:
     """A class that takes in what stands behind it, the patient's name among it."""
     data = seeds("dicom")[0]
@@ -169,6 +180,13 @@ KEPT = (
     Kept("axes without end", "itk", "crash", lambda: _meta().replace(b"NDims = 3", b"NDims = 4294967295")),
     Kept("axes below zero", "itk", "crash", lambda: _meta().replace(b"NDims = 3", b"NDims = -1")),
     Kept("axes named twice", "itk", "crash", lambda: _meta(b"NDims = -1.0\n")),
+    Kept("a name of 300 letters", "itk", "crash", _overlong),
+    Kept(
+        "compressed voxels of 2 GB in a small file",
+        "itk",
+        "memory",
+        lambda: _meta(_COMPRESSED % 2147483647, body=zlib.compress(bytes(512))),
+    ),
     Kept(
         "another file behind a space",
         "itk",
@@ -211,4 +229,5 @@ KEPT = (
         "foreign-read",
         lambda: _meta(_COMPRESSED % len(_WHOLE) + b"HeaderSize = -1\n", body=_WHOLE),
     ),
+    Kept("a file before the start of its archive", "archive", "exception", _before_its_start),
 )

@@ -172,6 +172,10 @@ def bytewise(rng: random.Random) -> Bytewise:
 def mutate(target: str, data: bytes, limit: int, rng: random.Random, change: Bytewise | None = None) -> bytes:
     """One changed input of at most ``limit`` bytes."""
     change = change or bytewise(rng)
+    if target == "archive":
+        from fuzz_archive import mutate_archive
+
+        return mutate_archive(data, limit, rng, change)[:limit]
     one = {"nifti": _nifti, "dicom": _dicom, "itk": _itk}[target]
     if not data.startswith(BUNDLE):
         return one(data, limit, rng, change)[:limit]
@@ -205,7 +209,7 @@ def _number(code: str, rng: random.Random) -> float | int:
 
 def _nifti(data: bytes, limit: int, rng: random.Random, change: Bytewise) -> bytes:
     if data[:1] == b"{":
-        return _json(data, limit, rng, change)
+        return change_json(data, limit, rng, change)
     if data[:2] == b"\x1f\x8b":
         if rng.random() < 0.15:
             return change(data, limit)
@@ -229,7 +233,7 @@ def _nifti(data: bytes, limit: int, rng: random.Random, change: Bytewise) -> byt
     return bytes(out)
 
 
-def _json(data: bytes, limit: int, rng: random.Random, change: Bytewise) -> bytes:
+def change_json(data: bytes, limit: int, rng: random.Random, change: Bytewise) -> bytes:
     """Change one value, key or length somewhere in a JSON text."""
     try:
         root: Any = json.loads(data)

@@ -31,6 +31,7 @@ _MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 _FLAGS = ("BinaryData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB", "CompressedData")
 _ENCODINGS = ("raw", "txt", "text", "ascii", "hex", "gz", "gzip")
 _MOST_AXES = 8
+_LONGEST_NAME, _LONGEST_TEXT = 64, 240  # ITK keeps a text in 255 bytes and does not count
 
 
 def checked_header(path: Path, max_bytes: int) -> tuple[str, bool]:
@@ -110,6 +111,9 @@ def _check_metaimage(start: bytes, path: Path, max_bytes: int) -> bool:
             raise _damaged(path, f"line {number}", "NAME = VALUE")
         if found[1] in fields:
             raise _damaged(path, f"{found[1]} twice", "each name once")
+        numeric = found[1] in (*_VECTORS, *_MATRICES, "DimSize")
+        if len(found[1]) > _LONGEST_NAME or (len(found[2]) > _LONGEST_TEXT and not numeric):
+            raise _damaged(path, f"{len(line)} characters in line {number}", f"texts up to {_LONGEST_TEXT}")
         fields[found[1]] = found[2]
     axes = _whole(fields, "NDims", 1, path, most=_MOST_AXES)[0]
     sizes = _whole(fields, "DimSize", axes, path, most=2**40)
@@ -144,6 +148,14 @@ def _check_metaimage(start: bytes, path: Path, max_bytes: int) -> bool:
 
 def _check_packed(path: Path, offset: int, packed: int, promised: int) -> None:
     """Unpack the voxels once and count them: ITK leaves what is missing as it finds the memory."""
+    there = path.stat().st_size - offset
+    if packed > there:  # ITK makes room for what is said, not for what is there
+        raise FormatError(
+            "the voxel data are truncated or damaged",
+            source=path,
+            value=f"{there} bytes",
+            expected=f"CompressedDataSize {packed}",
+        )
     unpacker, found = zlib.decompressobj(47), 0
     with path.open("rb") as stream:
         stream.seek(offset)
