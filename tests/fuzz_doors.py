@@ -187,6 +187,7 @@ _NAMES = {
     "dicom": tuple(f"{number}.dcm" for number in range(8)),
     "itk": ("v.mha",),
     "archive": ("case.zip",),
+    "plan": ("plan.json",),
 }
 
 
@@ -238,6 +239,13 @@ def _archive(folder: Path, names: list[str], options: int) -> str:
     return str(_archive_door().enter(folder / names[0]))
 
 
+def _plan(folder: Path, names: list[str], options: int) -> str:
+    from sagittal.language.plan import load_plan
+
+    plan = load_plan(folder / names[0])
+    return f"{plan.exact} {len(plan.codings(0))} {plan.reasons!r:.100}"
+
+
 @functools.cache
 def _archive_door() -> Any:
     from fuzz_archive import ArchiveDoor
@@ -250,4 +258,5 @@ DOORS: dict[str, Callable[[Path, list[str], int], str]] = {
     "dicom": _dicom,
     "itk": _itk,
     "archive": _archive,
+    "plan": _plan,
 }

@@ -54,13 +54,37 @@ def volume(dtype: str = "int16", *, doubt: bool = False) -> Volume:
 
 @functools.cache
 def seeds(target: str) -> tuple[bytes, ...]:
-    """Valid inputs of one target: "nifti", "dicom", "itk" or "archive"."""
+    """Valid inputs of one target: "nifti", "dicom", "itk", "archive" or "plan"."""
     if target == "archive":
         from fuzz_archive import archives
 
         return archives()
+    if target == "plan":
+        return tuple(_plans())
     with tempfile.TemporaryDirectory() as folder:
         return tuple({"nifti": _nifti, "dicom": _dicom, "itk": _itk}[target](Path(folder)))
+
+
+def _plans() -> list[bytes]:
+    """Files of cache plans: a uniform one, and one with arrays and levels."""
+    from sagittal.language.plan import CachePlan, Coding, Sinks, save_plan
+
+    rng = np.random.default_rng(0)
+    keys = Coding(
+        bits=np.full((2, 4), 3),
+        scale="static",
+        mean=rng.normal(size=(2, 4)).astype(np.float32),
+        spread=np.ones((2, 4), np.float32),
+        levels={3: tuple(np.linspace(-1, 1, 8).tolist())},
+    )
+    plans = [CachePlan.uniform(4, 2), CachePlan(keys=(keys,), values=(Coding(bits=2),), sinks=Sinks(count=2))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        found = []
+        for plan in plans:
+            save_plan(plan, path)
+            found.append(path.read_bytes())
+    return found
 
 
 def _nifti(folder: Path) -> list[bytes]:

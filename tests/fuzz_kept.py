@@ -65,7 +65,8 @@ def _deflated_bomb() -> bytes:
     data = seeds("dicom")[7]
     end = 144 + int.from_bytes(data[140:144], "little")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return data[:end] + packer.compress(bytes(600 << 20)) + packer.flush()
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return data[:end] + 600 * block + packer.flush()
 
 
 _META = (
@@ -84,6 +85,10 @@ _COMPRESSED = b"CompressedData = True\nCompressedDataSize = %d\n"
 
 def _meta(first: bytes = b"", last: bytes = b"", body: bytes = bytes(512)) -> bytes:
     return _META % (first, last) + body
+
+
+def _plan_of_fields() -> bytes:
+    return seeds("plan")[1].replace(b'"dtype": "float32"', b'"dtype": "V9,,"')
 
 
 def _before_its_start() -> bytes:
@@ -229,5 +234,6 @@ KEPT = (
         "foreign-read",
         lambda: _meta(_COMPRESSED % len(_WHOLE) + b"HeaderSize = -1\n", body=_WHOLE),
     ),
+    Kept("a plan with a dtype of fields", "plan", "exception", _plan_of_fields),
     Kept("a file before the start of its archive", "archive", "exception", _before_its_start),
 )

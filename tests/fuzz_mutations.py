@@ -176,6 +176,8 @@ def mutate(target: str, data: bytes, limit: int, rng: random.Random, change: Byt
         from fuzz_archive import mutate_archive
 
         return mutate_archive(data, limit, rng, change)[:limit]
+    if target == "plan":
+        return change_json(data, limit, rng, change)[:limit]
     one = {"nifti": _nifti, "dicom": _dicom, "itk": _itk}[target]
     if not data.startswith(BUNDLE):
         return one(data, limit, rng, change)[:limit]
@@ -266,7 +268,9 @@ def change_json(data: bytes, limit: int, rng: random.Random, change: Bytewise) -
             "float32",
             "O",
             "M8",
-            "V9",
+            "V9,,",
+            "(1,(2))i2",
+            "\ud800",
         ]
         match rng.randrange(4):
             case 0:

@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("nibabel")
-pytest.importorskip("pydicom.pixels")  # the doors stand in one module
-pytest.importorskip("SimpleITK")
-
 from fuzz_doors import visit
 from fuzz_inputs import seeds
 from fuzz_kept import KEPT, Kept

@@ -49,7 +49,7 @@ def test_a_bent_file_is_read_or_refused(target: str, start: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in KEPT if case.target != "archive"], ids=lambda case: case.name
+    "case", [case for case in KEPT if case.target in ("nifti", "dicom", "itk")], ids=lambda case: case.name
 )
 def test_what_was_found_once_stays_fixed(case: Kept, tmp_path: Path) -> None:
     finding, outcome = visit(case.target, case.make(), tmp_path)
