@@ -7,6 +7,7 @@ reference with what it refers to, before anything enters the store.
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 import struct
@@ -195,6 +196,9 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> byte
                 raise _refuse(path, "a file is not as long as the archive says", member.filename)
     except _DAMAGE as error:
         raise _refuse(path, "the archive is damaged", error) from error
+    except OSError as error:
+        _raise_the_disks(error)
+        raise _refuse(path, "the archive is damaged", error) from error
     return content
 
 
@@ -209,8 +213,7 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, digest: str, file
                     break
                 target.write(chunk)
     except OSError as error:
-        if error.errno is not None:
-            raise  # the disk's, not the archive's
+        _raise_the_disks(error)
         raise _refuse(path, "the archive is damaged", error) from error
     except _DAMAGE as error:
         raise _refuse(path, "the archive is damaged", error) from error
@@ -220,6 +223,12 @@ def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, digest: str, file
         check_file(file, digest)
     except StorageError as error:
         raise _refuse(path, "a content is not what its name says", member.filename, error.problem) from error
+
+
+def _raise_the_disks(error: OSError) -> None:
+    """Raise an error of the disk again; an archive that points before its own start is damaged."""
+    if error.errno not in (None, errno.EINVAL):
+        raise error
 
 
 def _compare_names(case: ArchivedCase, members: dict[str, zipfile.ZipInfo], path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from sagittal.volume._dicom_values import text
 
 __all__ = ["acquisition_facts", "unit_of"]
 
@@ -16,6 +20,7 @@ _TEXTS = {
     "burned_in_annotation": "BurnedInAnnotation",
     "photometric_interpretation": "PhotometricInterpretation",
 }
+_CODES = ("modality", "body_part", "burned_in_annotation", "photometric_interpretation")
 _NUMBERS = {
     "kvp": "KVP",
     "tube_current_ma": "XRayTubeCurrent",
@@ -30,6 +35,7 @@ _NUMBERS = {
     "repetition_time_ms": "RepetitionTime",
     "flip_angle_deg": "FlipAngle",
 }
+_LONGEST_TEXT, _MOST_VALUES = 64, 16  # a damaged length takes in what stands behind: that is no fact
 _PET_UNITS = {"BQML": "Bq/ml", "GML": "g/ml", "CNTS": "counts", "PROPCNTS": "counts", "NONE": "1"}
 _LOSSY_SYNTAXES = {
     "1.2.840.10008.1.2.4.50",  # JPEG baseline
@@ -47,7 +53,8 @@ def acquisition_facts(datasets: Sequence[Any]) -> dict[str, Any]:
     """
     facts: dict[str, Any] = {}
     for key, name in _TEXTS.items():
-        _put(facts, key, [_text(value) for value in _values(datasets, name)])
+        texts = [_text(value) for value in _values(datasets, name)]
+        _put(facts, key, [text for text in texts if key not in _CODES or _is_code(text)])
     for key, name in _NUMBERS.items():
         _put(facts, key, [_number(value) for value in _values(datasets, name)])
     syntaxes = [dataset.file_meta.TransferSyntaxUID for dataset in datasets]
@@ -62,15 +69,19 @@ def acquisition_facts(datasets: Sequence[Any]) -> dict[str, Any]:
     return facts
 
 
-def unit_of(dataset: Any) -> str:
-    """Return the unit of the rescaled values: "HU" for CT, PET units in their usual spelling, else "a.u."."""
-    kind = str(dataset.get("RescaleType") or "")
-    modality = str(dataset.get("Modality", ""))
+def unit_of(dataset: Any, source: object) -> str:
+    """Return the unit of the rescaled values: "HU" for CT, PET units in their usual spelling, else "a.u.".
+
+    Raises:
+        FormatError: An attribute that names it is malformed.
+    """
+    kind = text(dataset, "RescaleType", source)
+    modality = text(dataset, "Modality", source)
     if modality == "CT":
         return "HU" if kind in ("", "HU", "US") else kind
     if modality == "PT":
-        units = str(dataset.get("Units") or "")
-        if units == "GML" and str(dataset.get("SUVType") or "BW") == "BW":
+        units = text(dataset, "Units", source)
+        if units == "GML" and (text(dataset, "SUVType", source) or "BW") == "BW":
             return "SUV"
         return _PET_UNITS.get(units, units or "a.u.")
     return kind if kind not in ("", "US") else "a.u."
@@ -96,23 +107,34 @@ def _find(dataset: Any, name: str) -> Any:
                 for macro in group:
                     if macro.VR == "SQ" and macro.value and name in macro.value[0]:
                         return macro.value[0].get(name)
-    except (ValueError, TypeError):  # a malformed value is no fact
+    except Exception:  # pydicom raises many kinds; a malformed value is no fact
         return None
     return None
 
 
+def _is_code(text: Any) -> bool:
+    """Whether a text is what the standard calls a code string: no name of a person passes for one."""
+    return isinstance(text, str) and re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) is not None
+
+
 def _text(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.strip()
-    return [str(part).strip() for part in value]
+    """One text or a list of them; None where it is none or has what no such attribute can hold."""
+    if not isinstance(value, str):
+        parts = [_text(part) for part in value] if isinstance(value, Sequence) else [None]
+        return None if None in parts or len(parts) > _MOST_VALUES else parts
+    stripped = value.strip()
+    return stripped if stripped.isprintable() and len(stripped) <= _LONGEST_TEXT else None
 
 
 def _number(value: Any) -> Any:
     try:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            return [float(part) for part in value]
+            numbers = [float(part) for part in value]
+            return numbers if len(numbers) <= _MOST_VALUES and all(map(math.isfinite, numbers)) else None
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(number):
         return None
     return int(number) if number.is_integer() else number
 

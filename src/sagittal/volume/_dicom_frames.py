@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, GeometryError
+from sagittal.volume._dicom_values import attribute, integer, numbers, sequence, text
 
 __all__ = ["Frame", "frames_of", "is_image"]
 
@@ -26,6 +26,17 @@ _ENHANCED = {
 _CT = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _IMAGES = {*_ENHANCED, *_CT, "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"}
 _NOT_INTENSITIES = {"RTDOSE": "an RT dose grid", "SEG": "a segmentation"}
+_COLOURS = (
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "RGB",
+    "PALETTE COLOR",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+)
+_BITS_ALLOCATED = (1, 8, 16, 32, 64)
 _ORTHONORMAL = 1e-3
 
 
@@ -62,10 +73,14 @@ class Frame:
         return np.asarray(cross / np.linalg.norm(cross), dtype=np.float64)
 
 
-def is_image(dataset: Any) -> bool:
-    """Tell whether a dataset is meant to hold pixels (a damaged image counts, a report does not)."""
-    uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", "")
-    return "Rows" in dataset or str(uid) in _IMAGES
+def is_image(dataset: Any, source: Path) -> bool:
+    """Tell whether a dataset is meant to hold pixels (a damaged image counts, a report does not).
+
+    Raises:
+        FormatError: The SOP Class UID is malformed.
+    """
+    uid = text(dataset, "SOPClassUID", source) or text(dataset.file_meta, "MediaStorageSOPClassUID", source)
+    return "Rows" in dataset or uid in _IMAGES
 
 
 def frames_of(dataset: Any, source: Path) -> list[Frame]:
@@ -76,58 +91,76 @@ def frames_of(dataset: Any, source: Path) -> list[Frame]:
             positions, a lookup table in the place of a slope, a missing or malformed attribute.
         GeometryError: Positions or directions are missing or impossible.
     """
-    modality = str(dataset.get("Modality", ""))
+    modality = text(dataset, "Modality", source)
     if modality in _NOT_INTENSITIES:
         raise FormatError(
             f"{_NOT_INTENSITIES[modality]} is not an image of intensities",
             source=source,
             value=f"Modality {modality}",
         )
-    photometric = str(_required(dataset, "PhotometricInterpretation", source))
-    samples = _integer(dataset, "SamplesPerPixel", source)
+    photometric = text(dataset, "PhotometricInterpretation", source)
+    if not photometric:
+        raise FormatError(
+            "a required attribute is missing",
+            source=source,
+            value="PhotometricInterpretation",
+            expected="MONOCHROME2",
+        )
+    samples = integer(dataset, "SamplesPerPixel", source)
     if samples != 1 or not photometric.startswith("MONOCHROME"):
+        shown = photometric if photometric in _COLOURS else "another kind"
         raise FormatError(
             "a colour image cannot be read as a volume",
             source=source,
-            value=f"{photometric}, {samples} samples per pixel",
+            value=f"{shown}, {samples} samples per pixel",
             expected="MONOCHROME2 with 1",
         )
-    for name in ("BitsAllocated", "PixelRepresentation"):
-        if "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
-            _integer(dataset, name, source)
-    size = (_integer(dataset, "Rows", source), _integer(dataset, "Columns", source))
+    if "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
+        integer(dataset, "PixelRepresentation", source)
+        bits = integer(dataset, "BitsAllocated", source)
+    else:
+        bits = integer(dataset, "BitsAllocated", source, 64)
+    if bits not in _BITS_ALLOCATED:
+        raise FormatError(
+            "pixels of this size are not known",
+            source=source,
+            value=f"BitsAllocated {bits}",
+            expected="1, 8, 16, 32 or 64",
+        )
+    size = (integer(dataset, "Rows", source), integer(dataset, "Columns", source))
     if min(size) < 1:
         raise FormatError("the image has no pixels", source=source, value=f"Rows, Columns {size}")
-    count = _integer(dataset, "NumberOfFrames", source) if "NumberOfFrames" in dataset else 1
+    count = integer(dataset, "NumberOfFrames", source) if "NumberOfFrames" in dataset else 1
     if "PerFrameFunctionalGroupsSequence" in dataset:
         return list(_enhanced(dataset, source, size, count))
     if count != 1:
         raise FormatError(
             "a multi-frame image without a position for each frame is not supported",
             source=source,
-            value=f"{count} frames, {_class_name(dataset)}",
+            value=f"{count} frames, {_class_name(dataset, source)}",
             expected="single-frame images, or enhanced CT, MR or PET",
         )
-    return [_frame([dataset], source, 0, size, needs_slope=str(dataset.get("SOPClassUID", "")) in _CT)]
+    needed = text(dataset, "SOPClassUID", source) in _CT
+    return [_frame([dataset], source, 0, size, needs_slope=needed)]
 
 
 def _enhanced(dataset: Any, source: Path, size: tuple[int, int], count: int) -> Iterator[Frame]:
-    uid = str(dataset.get("SOPClassUID", ""))
+    uid = text(dataset, "SOPClassUID", source)
     if uid not in _ENHANCED:
         raise FormatError(
             "this multi-frame object is not supported",
             source=source,
-            value=_class_name(dataset),
+            value=_class_name(dataset, source),
             expected="enhanced CT, MR or PET",
         )
-    groups = dataset.PerFrameFunctionalGroupsSequence
+    groups = sequence(dataset, "PerFrameFunctionalGroupsSequence", source)
     if len(groups) != count:
         raise FormatError(
             "frames and functional groups do not match",
             source=source,
             value=f"{len(groups)} groups for {count} frames",
         )
-    shared = list(dataset.get("SharedFunctionalGroupsSequence", []))
+    shared = sequence(dataset, "SharedFunctionalGroupsSequence", source)
     names = (
         "PlanePositionSequence",
         "PlaneOrientationSequence",
@@ -137,15 +170,16 @@ def _enhanced(dataset: Any, source: Path, size: tuple[int, int], count: int) -> 
     for number, group in enumerate(groups):
         macros = []
         for name in names:
-            found = next((place[name].value for place in (group, *shared) if name in place), None)
-            if found:
-                macros.append(found[0])
+            found = next(
+                (items for place in (group, *shared) if (items := sequence(place, name, source))), []
+            )
+            macros += found[:1]
         yield _frame(macros, source, number, size, needs_slope=uid in _CT)
 
 
 def _frame(places: list[Any], source: Path, number: int, size: tuple[int, int], needs_slope: bool) -> Frame:
-    position = _numbers(places, "ImagePositionPatient", 3, source, number)
-    orientation = _numbers(places, "ImageOrientationPatient", 6, source, number)
+    position = numbers(places, "ImagePositionPatient", 3, source, number)
+    orientation = numbers(places, "ImageOrientationPatient", 6, source, number)
     row, column = orientation[:3], orientation[3:]
     wrong = max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column))
     if wrong > _ORTHONORMAL:
@@ -154,15 +188,15 @@ def _frame(places: list[Any], source: Path, number: int, size: tuple[int, int], 
             source=source,
             value=f"ImageOrientationPatient {orientation.tolist()}",
         )
-    spacing = _numbers(places, "PixelSpacing", 2, source, number)
+    spacing = numbers(places, "PixelSpacing", 2, source, number)
     if np.any(spacing <= 0):
         raise GeometryError(
             "pixel spacing must be positive", source=source, value=f"PixelSpacing {spacing.tolist()}"
         )
     thickness = None
     for name in ("SliceThickness", "SpacingBetweenSlices"):
-        if thickness is None and any(place.get(name) is not None for place in places):
-            value = float(_numbers(places, name, 1, source, number)[0])
+        if thickness is None and any(attribute(place, name, source) is not None for place in places):
+            value = float(numbers(places, name, 1, source, number)[0])
             thickness = value if value > 0 else None
     return Frame(
         source=source,
@@ -183,56 +217,19 @@ def _scaling(places: list[Any], source: Path, number: int, needed: bool) -> tupl
             "a modality lookup table is not supported", source=source, expected="slope and intercept"
         )
     given = any(
-        place.get(name) is not None for place in places for name in ("RescaleSlope", "RescaleIntercept")
+        attribute(place, name, source) is not None
+        for place in places
+        for name in ("RescaleSlope", "RescaleIntercept")
     )
     if not given and not needed:
         return 1.0, 0.0
-    slope = float(_numbers(places, "RescaleSlope", 1, source, number)[0])
-    intercept = float(_numbers(places, "RescaleIntercept", 1, source, number)[0])
+    slope = float(numbers(places, "RescaleSlope", 1, source, number)[0])
+    intercept = float(numbers(places, "RescaleIntercept", 1, source, number)[0])
     if slope == 0:
         raise FormatError("the rescale slope is zero", source=source, value="RescaleSlope 0")
     return slope, intercept
 
 
-def _required(dataset: Any, name: str, source: Path) -> Any:
-    try:
-        value = dataset.get(name)
-    except Exception as error:  # pydicom converts on access, and raises many kinds on a malformed value
-        raise FormatError(f"the attribute {name} is malformed ({error})", source=source) from error
-    if value is None or value == "":
-        raise FormatError("a required attribute is missing", source=source, value=name, expected=f"{name}")
-    return value
-
-
-def _integer(dataset: Any, name: str, source: Path) -> int:
-    value = _required(dataset, name, source)
-    try:
-        return int(value)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"the attribute {name} is malformed", source=source, value=repr(value)) from error
-
-
-def _numbers(places: list[Any], name: str, count: int, source: Path, number: int) -> NDArray[np.float64]:
-    try:
-        found = next((place.get(name) for place in places if place.get(name) is not None), None)
-        values = np.array(found, dtype=np.float64).reshape(-1) if found is not None else None
-    except (TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"the attribute {name} is malformed ({error})", source=source) from error
-    if values is None:
-        where = f"{name} of frame {number + 1}" if number else name
-        raise FormatError(
-            "a required attribute is missing", source=source, value=where, expected=f"{count} numbers"
-        )
-    if len(values) != count or not all(math.isfinite(value) for value in values):
-        raise FormatError(
-            f"the attribute {name} is malformed",
-            source=source,
-            value=values.tolist(),
-            expected=f"{count} numbers",
-        )
-    return values
-
-
-def _class_name(dataset: Any) -> str:
-    uid = dataset.get("SOPClassUID")
+def _class_name(dataset: Any, source: Path) -> str:
+    uid = attribute(dataset, "SOPClassUID", source)
     return str(getattr(uid, "name", None) or "an object without SOP Class UID")

@@ -78,10 +78,9 @@ def read_file(path: Path, *, max_bytes: int, ndim: int = 3, allow_unplaced: bool
     values.setflags(write=False)
     array = values.reshape(shape[:ndim], order="F")
     geometry, placed = _geometry(header, array.shape[:3], path, allow_unplaced)
-    slope, intercept = header.get_slope_inter()
-    if slope is not None:
-        pair = (float(slope), float(intercept or 0.0))
-        array = rescale_frames(array, [pair] * array.shape[-1])
+    scaling = _scaling(header, path)
+    if scaling is not None:
+        array = rescale_frames(array, [scaling] * array.shape[-1])
     return NiftiData(array, geometry, placed)
 
 
@@ -211,6 +210,19 @@ def _fill(stream: BinaryIO, offset: int, values: NDArray[Any], path: Path) -> No
             value=f"over {_TRAILING} bytes beyond",
             expected=f"{len(space)} bytes of voxels",
         )
+
+
+def _scaling(header: Any, path: Path) -> tuple[float, float] | None:
+    try:
+        slope, intercept = header.get_slope_inter()
+    except Exception as error:  # a slope that counts, with an intercept that is not a finite number
+        raise FormatError(
+            "the intercept is not finite",
+            source=path,
+            value=f"scl_inter {header['scl_inter']}",
+            expected="a number",
+        ) from error
+    return None if slope is None else (float(slope), float(intercept or 0.0))
 
 
 def _geometry(header: Any, shape: tuple[int, ...], path: Path, allow_unplaced: bool) -> tuple[Geometry, bool]:

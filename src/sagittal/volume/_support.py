@@ -45,7 +45,7 @@ def rescale_frames(
     if all(pair == (1.0, 0.0) for pair in scaling):
         return frames
     moved = np.moveaxis(frames, axis, 0)
-    whole = all(slope.is_integer() and intercept.is_integer() for slope, intercept in scaling)
+    whole = all(number.is_integer() and abs(number) < 2.0**63 for pair in scaling for number in pair)
     if frames.dtype.kind in "iu" and whole:
         ends = [
             int(end) * int(slope) + int(intercept)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,11 @@ from numpy.typing import NDArray
 from sagittal.core.errors import FormatError, GeometryError, InputError, MissingDependencyError, SagittalError
 from sagittal.core.files import storage_errors
 from sagittal.core.optional import optional_import
+from sagittal.volume._dicom_codestream import coded_sizes
 from sagittal.volume._dicom_facts import acquisition_facts, unit_of
 from sagittal.volume._dicom_frames import Frame, frames_of, is_image
 from sagittal.volume._dicom_stack import stack
+from sagittal.volume._dicom_values import attribute, integer, quiet_pydicom, text
 from sagittal.volume._support import GIB, existing_file, rescale_frames
 from sagittal.volume.volume import Volume
 
@@ -24,6 +29,10 @@ __all__ = ["is_dicom_file", "read_dicom"]
 
 _SLICE_SUFFIXES = ("", ".dcm", ".dicom", ".ima")
 _PADDING_HU = -1024.0
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_HEADER_ROOM = 1 << 24  # beside the pixels, in a data set that is unpacked whole
+_LONGEST_REASON = 200
+_MOST_SERIES = 20
 _ENCAPSULATED_HINT = "pip install sagittal[imaging] (pylibjpeg with pylibjpeg-openjpeg, or python-gdcm)"
 
 
@@ -62,31 +71,44 @@ def read_dicom(
         MissingDependencyError: pydicom, or the decoder of a compressed transfer syntax, is missing.
     """
     optional_import("pydicom")
+    with quiet_pydicom():
+        return _volume(path, series_uid, allow_tilt, padding, max_bytes)
+
+
+def _volume(
+    path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    series_uid: str | None,
+    allow_tilt: bool,
+    padding: float | None,
+    max_bytes: int,
+) -> Volume:
     files, source, ignored = _files(path)
     headers: list[tuple[Path, Any]] = []
     without_pixels = 0
     for file in files:
-        dataset = _read(file, header_only=True)
-        if is_image(dataset):
+        dataset = _read(file, header_only=True, max_bytes=max_bytes)
+        if is_image(dataset, file):
             if "Rows" not in dataset:
                 raise FormatError(
                     "a required attribute is missing", source=file, value="Rows", expected="a whole file"
                 )
             headers.append((file, dataset))
         elif len(files) == 1:
-            raise FormatError("the DICOM object holds no image", source=file, value=_object_name(dataset))
+            raise FormatError(
+                "the DICOM object holds no image", source=file, value=_object_name(dataset, file)
+            )
         else:
             without_pixels += 1
     headers = _one_series(headers, source, series_uid)
     frames = [frame for file, dataset in headers for frame in frames_of(dataset, file)]
     _bound(headers, source, max_bytes)
     order, geometry, angle = stack(frames, source, allow_tilt)
-    stored, padded = _pixels(headers, frames)
+    stored, padded = _pixels(headers, frames, max_bytes)
     ordered = stored[order]
     ordered.setflags(write=False)
     scaling = [frames[index].scaling for index in order]
     array = np.transpose(rescale_frames(ordered, scaling, axis=0), (2, 1, 0))
-    unit = unit_of(headers[0][1])
+    unit = unit_of(headers[0][1], headers[0][0])
     facts = acquisition_facts([dataset for _, dataset in headers])
     count = int(np.count_nonzero(padded))
     if count:
@@ -137,7 +159,7 @@ def _looks_like_slice(file: Path) -> bool:
     return suffix in _SLICE_SUFFIXES or suffix[1:].isdigit()
 
 
-def _read(file: Path, header_only: bool) -> Any:
+def _read(file: Path, header_only: bool, max_bytes: int) -> Any:
     pydicom = optional_import("pydicom")
     if file.stat().st_size == 0:
         raise FormatError("the file is empty", source=file, value="0 bytes", expected="a DICOM image")
@@ -148,34 +170,72 @@ def _read(file: Path, header_only: bool) -> Any:
             "not a DICOM file", source=file, value=f"first bytes {start!r}", expected="DICM at byte 128"
         )
     try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=header_only)
-    except Exception as error:  # arbitrary bytes make pydicom raise almost anything
-        raise FormatError(f"the DICOM file is damaged or truncated ({error})", source=file) from error
-    meta = dataset.file_meta
-    if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in meta:
+        meta = pydicom.filereader.read_file_meta_info(file)
+        deflated = str(meta.get("TransferSyntaxUID")) == _DEFLATED
+        content = _inflated(pydicom, file, meta, max_bytes) if deflated else file
+        dataset = pydicom.dcmread(content, stop_before_pixels=header_only)
+        if deflated:
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    except SagittalError:
+        raise
+    except Exception as error:  # arbitrary bytes make pydicom raise almost anything, and quote them
+        raise FormatError(
+            "the DICOM file is damaged or truncated", source=file, value=type(error).__name__
+        ) from None
+    if "SOPClassUID" not in dataset and "MediaStorageSOPClassUID" not in dataset.file_meta:
         raise FormatError(
             "the DICOM file is truncated", source=file, value="no SOPClassUID", expected="a whole file"
         )
-    if "TransferSyntaxUID" not in meta:
+    if "TransferSyntaxUID" not in dataset.file_meta:
         raise FormatError("a required attribute is missing", source=file, value="TransferSyntaxUID")
+    syntax = attribute(dataset.file_meta, "TransferSyntaxUID", file)
+    if not isinstance(syntax, pydicom.uid.UID) or not syntax.is_valid:
+        raise FormatError("the attribute TransferSyntaxUID is malformed", source=file, expected="one UID")
     return dataset
 
 
-def _object_name(dataset: Any) -> str:
-    uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    return str(getattr(uid, "name", uid))
+def _inflated(pydicom: Any, file: Path, meta: Any, max_bytes: int) -> io.BytesIO:
+    """Unpack a deflated data set with a bound, which pydicom has not, and head it as one that never was."""
+    start = 144 + integer(meta, "FileMetaInformationGroupLength", file)
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    limit = max_bytes + _HEADER_ROOM
+    unpacked = unpacker.decompress(file.read_bytes()[start:], limit)
+    if not unpacker.eof:
+        full = len(unpacked) >= limit
+        raise FormatError(
+            "the deflated data set unpacks to more than allowed" if full else "the data set is truncated",
+            source=file,
+            value=f"{len(unpacked)} bytes",
+            expected=f"at most max_bytes={max_bytes}" if full else "the end of the deflated stream",
+        )
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    result = io.BytesIO()
+    result.write(bytes(128) + b"DICM")
+    pydicom.filewriter.write_file_meta_info(result, meta, enforce_standard=False)
+    result.write(unpacked)
+    result.seek(0)
+    return result
+
+
+def _object_name(dataset: Any, file: Path) -> str:
+    uid = attribute(dataset, "SOPClassUID", file) or attribute(
+        dataset.file_meta, "MediaStorageSOPClassUID", file
+    )
+    return str(getattr(uid, "name", "an object of a malformed class"))[:_LONGEST_REASON]
 
 
 def _one_series(
     headers: list[tuple[Path, Any]], source: object, series_uid: str | None
 ) -> list[tuple[Path, Any]]:
     series: dict[str, int] = {}
-    for _, dataset in headers:
-        uid = str(dataset.get("SeriesInstanceUID", ""))
+    for file, dataset in headers:
+        uid = text(dataset, "SeriesInstanceUID", file)
         series[uid] = series.get(uid, 0) + 1
-    listed = ", ".join(f"{uid or '(none)'} ({count} files)" for uid, count in sorted(series.items()))
+    listed = ", ".join(
+        f"{_shown(uid)} ({count} files)" for uid, count in sorted(series.items())[:_MOST_SERIES]
+    )
     if series_uid is not None:
-        headers = [pair for pair in headers if str(pair[1].get("SeriesInstanceUID", "")) == series_uid]
+        headers = [pair for pair in headers if text(pair[1], "SeriesInstanceUID", pair[0]) == series_uid]
         if not headers:
             raise InputError(
                 "no image of the series asked for",
@@ -188,7 +248,7 @@ def _one_series(
     first_file, first = headers[0]
     for file, dataset in headers[1:]:
         # The identifiers themselves stay out of the message: messages end up in logs.
-        if str(dataset.get("PatientID") or "") != str(first.get("PatientID") or ""):
+        if str(attribute(dataset, "PatientID", file)) != str(attribute(first, "PatientID", first_file)):
             raise InputError(
                 "patient identifiers differ",
                 source=source,
@@ -205,7 +265,7 @@ def _one_series(
     for name in ("Modality", "FrameOfReferenceUID", "RescaleType", "Units", "PhotometricInterpretation"):
         for file, dataset in headers[1:]:
             lost = name == "PhotometricInterpretation" and name not in dataset  # named as missing later
-            if not lost and str(dataset.get(name) or "") != str(first.get(name) or ""):
+            if not lost and text(dataset, name, file) != text(first, name, first_file):
                 raise GeometryError(
                     f"the slices differ in {name}",
                     source=source,
@@ -214,15 +274,15 @@ def _one_series(
     return headers
 
 
+def _shown(uid: str) -> str:
+    return uid if re.fullmatch(r"[0-9.]+", uid) else "(malformed)" if uid else "(none)"
+
+
 def _bound(headers: Sequence[tuple[Path, Any]], source: object, max_bytes: int) -> None:
     size = 0
-    for _, dataset in headers:
-        frames = int(dataset.get("NumberOfFrames") or 1)
-        size += (
-            frames
-            * math.prod(int(dataset.get(name) or 8) for name in ("Rows", "Columns", "BitsAllocated"))
-            // 8
-        )
+    for file, dataset in headers:
+        names = {"NumberOfFrames": 1, "Rows": 1, "Columns": 1, "BitsAllocated": 64}
+        size += math.prod(integer(dataset, name, file, default) for name, default in names.items()) // 8
     if size > max_bytes:
         raise FormatError(
             "the headers promise more pixels than allowed",
@@ -233,17 +293,17 @@ def _bound(headers: Sequence[tuple[Path, Any]], source: object, max_bytes: int) 
 
 
 def _pixels(
-    headers: Sequence[tuple[Path, Any]], frames: Sequence[Frame]
+    headers: Sequence[tuple[Path, Any]], frames: Sequence[Frame], max_bytes: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Return stored values and the padding mask, both of shape (frames, rows, columns)."""
     stored: list[NDArray[Any]] = []
     padded: list[NDArray[np.bool_]] = []
     for file, _ in headers:
-        dataset = _read(file, header_only=False)
+        dataset = _read(file, header_only=False, max_bytes=max_bytes)
         pixels = _decoded(dataset, file)
         pixels = pixels.reshape((-1, *pixels.shape[-2:]))
         stored.append(pixels)
-        padded.append(_padding_mask(dataset, pixels))
+        padded.append(_padding_mask(dataset, pixels, file))
     result = np.concatenate(stored)
     if result.shape != (len(frames), *frames[0].size):
         raise FormatError(
@@ -274,12 +334,14 @@ def _decoded(dataset: Any, file: Path) -> NDArray[Any]:
             value=f"{syntax.name} ({syntax})",
             expected=_ENCAPSULATED_HINT,
         )
+    if syntax.is_encapsulated:
+        _require_coded_size(dataset, file)
     try:
         return np.asarray(dataset.pixel_array)
     except SagittalError:
         raise
     except Exception as error:  # each codec raises its own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:_LONGEST_REASON] if str(error) else type(error).__name__
         raise FormatError(
             f"the pixel data are truncated or damaged ({reason})",
             source=file,
@@ -287,21 +349,44 @@ def _decoded(dataset: Any, file: Path) -> NDArray[Any]:
         ) from error
 
 
-def _padding_mask(dataset: Any, pixels: NDArray[Any]) -> NDArray[np.bool_]:
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
+def _require_coded_size(dataset: Any, file: Path) -> None:
+    """Refuse frames whose own header says another size: a decoder would make room for that one."""
+    size = integer(dataset, "Rows", file), integer(dataset, "Columns", file)
+    count = integer(dataset, "NumberOfFrames", file, 1)
+    encaps = optional_import("pydicom.encaps")
+    try:
+        frames = encaps.generate_frames(attribute(dataset, "PixelData", file) or b"", number_of_frames=count)
+        coded = {one for frame in frames for one in coded_sizes(frame)}
+    except SagittalError:
+        raise
+    except Exception as error:
+        raise FormatError(
+            "the pixel data are truncated or damaged", source=file, value=type(error).__name__
+        ) from None
+    if coded - {size}:
+        raise FormatError(
+            "the pixel data do not have the size the header gives",
+            source=file,
+            value=f"rows and columns {sorted(coded - {size})[0]} in the compressed pixel data",
+            expected=f"{size}",
+        )
+
+
+def _padding_mask(dataset: Any, pixels: NDArray[Any], file: Path) -> NDArray[np.bool_]:
+    if attribute(dataset, "PixelPaddingValue", file) is None:
         return np.zeros(pixels.shape, dtype=np.bool_)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    ends = [_as_stored(dataset, one) for one in (value, value if limit is None else limit)]
-    mask: NDArray[np.bool_] = (pixels >= min(ends)) & (pixels <= max(ends))
+    one = _as_stored(dataset, "PixelPaddingValue", file)
+    limited = attribute(dataset, "PixelPaddingRangeLimit", file) is not None
+    other = _as_stored(dataset, "PixelPaddingRangeLimit", file) if limited else one
+    mask: NDArray[np.bool_] = (pixels >= min(one, other)) & (pixels <= max(one, other))
     return mask
 
 
-def _as_stored(dataset: Any, value: Any) -> int:
+def _as_stored(dataset: Any, name: str, file: Path) -> int:
     """Read a padding value as signed where pixels are signed: some writers give it the other way."""
-    number = int(value)
-    bits = int(dataset.BitsAllocated)
-    if int(dataset.PixelRepresentation) == 1 and number >= 1 << (bits - 1):
+    number = integer(dataset, name, file)
+    bits = integer(dataset, "BitsAllocated", file, 64)
+    if integer(dataset, "PixelRepresentation", file, 0) == 1 and number >= 1 << (bits - 1):
         return number - (1 << bits)
     return number
 

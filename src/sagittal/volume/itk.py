@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from sagittal.core.errors import FormatError, GeometryError, InputError, StorageError
 from sagittal.core.files import staging_folder, storage_errors
 from sagittal.core.optional import optional_import
+from sagittal.volume._itk_header import checked_header
 from sagittal.volume._support import GIB, NonFinite, existing_file, replace_nonfinite
 from sagittal.volume.geometry import Geometry
 from sagittal.volume.volume import Volume
@@ -21,7 +21,6 @@ __all__ = ["from_sitk", "read_itk", "to_sitk", "write_itk"]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _IO = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO"}
-_HEADER_BYTES = 1 << 16
 _PIXEL_BYTES = {
     "8-bit": 1,
     "16-bit": 2,
@@ -112,13 +111,8 @@ def read_itk(
     """
     sitk = optional_import("SimpleITK")
     path = existing_file(Path(path))
-    with storage_errors(path), path.open("rb") as stream:
-        start = stream.read(_HEADER_BYTES)
-    if not start:
-        raise FormatError(
-            "the file is empty", source=path, value="0 bytes", expected="an NRRD or MetaImage file"
-        )
-    name, placed = _header(start, path)
+    with storage_errors(path):
+        name, placed = checked_header(path, max_bytes)
     if not placed and not allow_unplaced:
         raise GeometryError(
             "the image has no position in space",
@@ -181,32 +175,6 @@ def write_itk(volume: Volume, path: str | os.PathLike[str]) -> Path:
             raise StorageError(f"the image could not be written ({reason})", source=path) from error
         (folder / path.name).replace(path)
     return path
-
-
-def _header(start: bytes, path: Path) -> tuple[str, bool]:
-    """Return the reader's name and whether the header places the image; refuse data in other files."""
-    if start.startswith(b"NRRD000"):
-        text = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0]
-        detached = re.search(rb"(?im)^data ?file *:", text)
-        placed = re.search(rb"(?im)^space directions *:", text)
-        kind = "NrrdImageIO"
-    elif re.match(rb"\s*(ObjectType|NDims|Comment)\s*=", start):
-        found = re.search(rb"(?m)^ElementDataFile\s*=\s*(\S+)", start)
-        detached = None if found and found[1].upper() == b"LOCAL" else re.match(rb"", start)
-        placed = re.search(rb"(?m)^(TransformMatrix|Rotation|Orientation)\s*=", start)
-        kind = "MetaImageIO"
-    else:
-        raise FormatError(
-            "neither an NRRD nor a MetaImage file", source=path, value=f"first bytes {start[:16]!r}"
-        )
-    if detached:
-        raise FormatError(
-            "the voxel data are not in this file",
-            source=path,
-            value="a detached header",
-            expected="header and data in one file (.nrrd, .mha)",
-        )
-    return kind, placed is not None
 
 
 def _check_pixels(components: int, kind: str, size: tuple[int, ...], source: object) -> None:

@@ -22,6 +22,8 @@ __all__ = ["read_nifti", "write_nifti"]
 
 _KEY = "sagittal"
 _LARGEST_SIDECAR = 1 << 24
+_DTYPES = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
+_DTYPES += ("float16", "float32", "float64")
 _FLOAT32_STEP = 1e-6
 
 
@@ -217,6 +219,8 @@ def _same_place(stored: Geometry, exact: Geometry) -> bool:
 
 
 def _cast(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    if dtype not in _DTYPES:  # numpy reads far more into a text: shapes, fields, objects
+        raise TypeError(f"no dtype of a volume: {str(dtype)[:40]}")
     result = array.astype(np.dtype(dtype), copy=False)
     result.setflags(write=False)
     return result

@@ -1,0 +1,37 @@
+"""The size that a compressed frame itself promises: decoders make room for it before anybody compares."""
+
+from __future__ import annotations
+
+__all__ = ["coded_sizes"]
+
+_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+_START_OF_SCAN = 0xDA
+_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f\xff\x51"
+
+
+def coded_sizes(stream: bytes) -> list[tuple[int, int]]:
+    """Return (rows, columns) of each frame header in a JPEG, JPEG-LS or JPEG 2000 stream; none in another.
+
+    Headers count up to the first scan, where a decoder has made its room.
+    """
+    if stream.startswith(_JPEG_2000):
+        if len(stream) < 24:
+            return []
+        columns, rows, left, top = (int.from_bytes(stream[at : at + 4]) for at in (8, 12, 16, 20))
+        return [(rows - top, columns - left)]
+    if not stream.startswith(_JPEG):
+        return []
+    sizes, at = [], 2
+    while at + 4 <= len(stream):
+        if stream[at] != 0xFF:
+            break
+        marker = stream[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+            continue
+        if marker == _START_OF_SCAN:
+            break
+        if marker in _START_OF_FRAME and at + 9 <= len(stream):
+            sizes.append((int.from_bytes(stream[at + 5 : at + 7]), int.from_bytes(stream[at + 7 : at + 9])))
+        at += 2 + max(2, int.from_bytes(stream[at + 2 : at + 4]))
+    return sizes
