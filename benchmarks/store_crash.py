@@ -51,7 +51,7 @@ LONGEST = 0.25  # seconds from when a writer is ready to when it is killed
 
 @dataclass
 class Count:
-    """What was found; all but the first four lines of the result should be zero."""
+    """What was found; every number up to ``failed_writers`` should be zero, but ``kills``."""
 
     kills: int = 0
     failed_opens: int = 0
@@ -59,6 +59,7 @@ class Count:
     missing_arrays: int = 0
     lost_commits: int = 0
     wrong_summaries: int = 0
+    failed_writers: int = 0
     server_stops: int = 0
     confirmed: Counter[str] = field(default_factory=Counter)
     killed_while: Counter[str] = field(default_factory=Counter)
@@ -202,6 +203,7 @@ class Child:
     pid: int
     pipe: int
     said: bytes = b""
+    failed: bool = False  # it ended by itself, which no writer should
 
     def wait_until_ready(self) -> None:
         """Return when it has said its first line, or is dead."""
@@ -214,7 +216,8 @@ class Child:
         while part := os.read(self.pipe, 65536):
             self.said += part
         os.close(self.pipe)
-        os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid, 0)
+        self.failed = os.WIFEXITED(status)
         return [json.loads(line) for line in self.said.split(b"\n")[:-1]]
 
 
@@ -362,6 +365,9 @@ def crash(
                 confirmed = [line for line in lines if "done" in line]
                 count.confirmed.update(line["done"] for line in confirmed)
                 expected += [line for line in confirmed if "case" in line]
+            for child in children:
+                if child.failed:
+                    count.note("failed_writers", "a writer ended by itself")
             count.kills += writers
             if server is not None and turn == ROUNDS_A_STORE - 2:
                 server.stop("immediate")
@@ -425,6 +431,7 @@ def main() -> None:
         "missing_arrays": count.missing_arrays,
         "lost_commits": count.lost_commits,
         "wrong_summaries": count.wrong_summaries,
+        "failed_writers": count.failed_writers,
         "examples": count.examples,
         "engine": options.engine,
         "writers_at_once": WRITERS,
