@@ -24,7 +24,7 @@ from sagittal.case.record import Artifact, Case, Event, Finding, FindingDraft, R
 from sagittal.case.rows import check_text, event_of, finding_of, finding_values, now, run_of, run_values
 from sagittal.case.schema import CaseRow, EventRow, FindingRow, RunRow, StoreRow
 from sagittal.case.upgrade import require, upgrade
-from sagittal.case.worklist import Worklist
+from sagittal.case.worklist import CaseSummary, Worklist
 from sagittal.core.errors import ConflictError, InputError, StorageError
 from sagittal.core.files import storage_errors, write_text
 from sagittal.core.places import data_folder
@@ -144,6 +144,26 @@ class CaseStore:
         """
         with self._database.reading() as session:
             return self._load(session, case_id)
+
+    def outline(self, case_id: str) -> tuple[Case, CaseSummary]:
+        """Return a case with its runs and without its findings, and its line of the worklist.
+
+        Quick, however many findings there are.
+
+        Raises:
+            InputError: There is no such case.
+        """
+        with self._database.reading() as session:
+            row = self._case_row(session, case_id)
+            runs = session.scalars(select(RunRow).filter_by(case_id=case_id).order_by(RunRow.number))
+            case = Case(
+                id=row.id,
+                label=row.label,
+                created=row.created,
+                runs=tuple(run_of(run) for run in runs),
+                findings=(),
+            )
+            return case, worklist.summary(session, case_id)
 
     def worklist(
         self,
