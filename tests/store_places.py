@@ -45,7 +45,7 @@ class Place:
         """Run a statement on the database past the store."""
         from sqlalchemy import text
 
-        with self.open(read_only=False) as store, store._database.engine.connect() as connection:
+        with self.open(read_only=False) as store, store.database.engine.connect() as connection:
             done = connection.execute(text(statement))
             rows = [tuple(row) for row in done] if done.returns_rows else []
             connection.commit()

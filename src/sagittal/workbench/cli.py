@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import sagittal.workbench.store_commands  # noqa: F401  (adds its commands to those on cases)
 from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, status
 from sagittal.workbench import assets_commands, case_commands, language
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
-from sagittal.workbench.serve import serve
 from sagittal.workbench.serve import serve
 
 if TYPE_CHECKING:
