@@ -182,5 +182,6 @@ def test_a_case_without_a_report_cannot_be_exported(runner: Runner, tmp_path: Pa
 def test_a_case_of_a_ct_slice_alone_has_a_page(runner: Runner, sources: Sources, tmp_path: Path) -> None:
     case_id = run_case(runner, Sources(ct=sources.ct), label="ct only", model="")
     exported = export_case(runner.store, case_id, tmp_path / "ct-out")
-    assert set(exported.files) == {"record", "fhir", "page"}
+    segmentations = {f"ct dicom-seg {kind}" for kind in ("LABELMAP", "BINARY", "FRACTIONAL")}
+    assert set(exported.files) == {"record", "fhir", "page", "ct dicom-sr", *segmentations}
     assert "Head CT, one slice" in exported.report.read_text()
