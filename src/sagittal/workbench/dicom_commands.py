@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sagittal.case.location import open_store
 from sagittal.case.store import CaseStore
-from sagittal.core.places import store_folder
 from sagittal.core.progress import Report, status
 from sagittal.workbench import case_commands
 from sagittal.workbench.case_commands import StoreOption
@@ -110,7 +110,7 @@ def fetch(
     from sagittal.workflow.exchange import fetch_case, measure
 
     archive = Archive.from_environment(url, timeout=timeout)
-    with CaseStore(store or store_folder()) as cases, status(quiet=as_json) as say:
+    with open_store(store) as cases, status(quiet=as_json) as say:
         runner = _runner(cases, say)
         fetched = fetch_case(runner, archive, study, series=series or (), label=label)
         if run:
@@ -150,7 +150,7 @@ def send(
     from sagittal.workflow.exchange import send_case
 
     archive = Archive.from_environment(url, timeout=timeout)
-    with CaseStore(store or store_folder(), read_only=True) as cases, status(quiet=as_json) as say:
+    with open_store(store, read_only=True) as cases, status(quiet=as_json) as say:
         sent = send_case(_runner(cases, say), archive, case_id)
     rows = [asdict(one) for one in sent]
     emit(

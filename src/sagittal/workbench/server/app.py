@@ -19,7 +19,7 @@ from starlette.types import Scope
 from sagittal import __version__
 from sagittal.workbench.server.desk import Desk
 from sagittal.workbench.server.problems import ProblemModel, handle_errors
-from sagittal.workbench.server.routes import cases, findings, report, session, volumes
+from sagittal.workbench.server.routes import cases, findings, report, session, transfer, volumes
 from sagittal.workbench.server.security import COOKIE, Guard, Sessions
 from sagittal.workbench.server.settings import ServerSettings
 
@@ -80,7 +80,7 @@ def api_schema() -> str:
 
 
 def _include(app: FastAPI) -> None:
-    for routes in (session, cases, findings, volumes, report):
+    for routes in (session, transfer, cases, findings, volumes, report):
         app.include_router(routes.router)
     made = app.openapi
 
