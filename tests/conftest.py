@@ -25,6 +25,28 @@ else:
 def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the store of the person who runs it."""
     monkeypatch.setenv("SAGITTAL_STORE", str(tmp_path / "own-store"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own-data"))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A PostgreSQL server of the tests' own, started once (see store_places.Server)."""
+    from store_places import Server
+
+    server = Server()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A place for a store (see store_places.Place), once in a folder and once in PostgreSQL."""
+    from store_places import Place
+
+    if request.param == "sqlite":
+        return Place(str(tmp_path / "store"), tmp_path / "store" / "objects", "sqlite")
+    server = request.getfixturevalue("postgresql")
+    return Place(server.create(), tmp_path / "objects", "postgresql")
 
 
 @pytest.fixture(scope="module")

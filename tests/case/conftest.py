@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,12 @@ import pytest
 
 from sagittal.case.record import Artifact, FindingDraft, Run
 from sagittal.core.provenance import Measurement
+from store_places import CONTENTS
+
+
+def digest(name: str) -> str:
+    """Where a store of the tests keeps one of its contents (see store_places.CONTENTS)."""
+    return hashlib.sha256(CONTENTS[name]).hexdigest()
 
 
 @pytest.fixture
@@ -22,8 +29,8 @@ def make_run() -> Callable[..., Run]:
             step="measure",
             version="1",
             parameters={"beta": 0.1, "names": ["a", "b"]},
-            inputs=(Artifact(role="t1", kind="volume", content="00" * 32),),
-            outputs=(Artifact(role="volume", kind="volume", content="11" * 32),),
+            inputs=(Artifact(role="t1", kind="volume", content=digest("t1")),),
+            outputs=(Artifact(role="volume", kind="volume", content=digest("volume")),),
             findings=(),
             used=(),
             seed=2**63 - 1,

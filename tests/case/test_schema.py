@@ -16,7 +16,7 @@ from sqlalchemy import create_engine
 import sagittal.case
 from sagittal.case.record import FindingDraft, Run, Verdict
 from sagittal.case.schema import Base
-from sagittal.case.store import CaseStore
+from store_places import in_folder
 
 TABLES = ["cases", "events", "findings", "runs"]
 
@@ -65,7 +65,7 @@ def test_the_migrations_go_up_down_and_up_again(tmp_path: Path) -> None:
 def test_rows_are_only_ever_added(
     tmp_path: Path, table: str, make_run: Callable[..., Run], draft: Callable[..., FindingDraft]
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft()])
         store.judge(case_id, 1, Verdict.ACCEPTED, who="a")
@@ -76,14 +76,14 @@ def test_rows_are_only_ever_added(
         with pytest.raises(sqlite3.IntegrityError, match="the case record is append-only"):
             connection.execute(statement)
     connection.close()
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         assert store.case(case_id) == before
 
 
 def test_replacing_a_row_is_an_edit_too(
     tmp_path: Path, make_run: Callable[..., Run], draft: Callable[..., FindingDraft]
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft()])
     connection = sqlite3.connect(tmp_path / "cases.sqlite")

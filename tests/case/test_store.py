@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -17,10 +18,22 @@ import pytest
 from sagittal.case.record import Artifact, Case, FindingDraft, FindingState, Run, Verdict
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError, StorageError
+from store_places import CONTENTS, Place, in_folder
 
 MakeRun = Callable[..., Run]
 MakeDraft = Callable[..., FindingDraft]
+digest = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}.__getitem__
 WRITER = str(Path(__file__).with_name("writer.py"))
+
+
+POISON = {
+    "sqlite": "CREATE TRIGGER poison BEFORE INSERT ON findings WHEN NEW.content LIKE '%poison%' "
+    "BEGIN SELECT RAISE(ABORT, 'poisoned'); END",
+    "postgresql": "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+    "IF CAST(NEW.content AS text) LIKE '%poison%' THEN RAISE EXCEPTION 'poisoned'; END IF; "
+    "RETURN NEW; END $$; CREATE TRIGGER poison BEFORE INSERT ON findings "
+    "FOR EACH ROW EXECUTE FUNCTION poison()",
+}
 
 
 def states(case: Case) -> list[str]:
@@ -31,13 +44,13 @@ def states(case: Case) -> list[str]:
 
 
 def test_a_run_comes_back_as_it_was_given_with_its_number(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft
+    place: Place, make_run: MakeRun, draft: MakeDraft
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with place.open() as store:
         case_id = store.create_case("demo, made up")
         added = store.add_run(case_id, make_run(), [draft("a"), draft("b")])
         store.add_run(case_id, make_run(step="other"), [draft("c")])
-    with CaseStore(tmp_path) as store:
+    with place.open() as store:
         case = store.case(case_id)
         assert store.case_ids() == [case_id]
     assert case.label == "demo, made up"
@@ -50,16 +63,16 @@ def test_a_run_comes_back_as_it_was_given_with_its_number(
     assert case.findings[0].author == "measure 1"
 
 
-def test_each_case_numbers_for_itself(tmp_path: Path, make_run: MakeRun, draft: MakeDraft) -> None:
-    with CaseStore(tmp_path) as store:
+def test_each_case_numbers_for_itself(place: Place, make_run: MakeRun, draft: MakeDraft) -> None:
+    with place.open() as store:
         cases = [store.create_case(label) for label in "ab"]
         for case_id in cases:
             assert store.add_run(case_id, make_run(), [draft()]).number == 1
             assert [finding.number for finding in store.case(case_id).findings] == [1]
 
 
-def test_an_unknown_case_is_named(tmp_path: Path, make_run: MakeRun) -> None:
-    with CaseStore(tmp_path) as store:
+def test_an_unknown_case_is_named(place: Place, make_run: MakeRun) -> None:
+    with place.open() as store:
         for use in (lambda: store.case("nope"), lambda: store.add_run("nope", make_run(), [])):
             with pytest.raises(
                 InputError, match="no case has this id; got nope; expected 'sagittal case list'"
@@ -68,38 +81,33 @@ def test_an_unknown_case_is_named(tmp_path: Path, make_run: MakeRun) -> None:
 
 
 def test_a_run_and_its_findings_enter_together_or_not_at_all(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft
+    place: Place, make_run: MakeRun, draft: MakeDraft
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft("before")])
         before = store.case(case_id)
-        connection = sqlite3.connect(tmp_path / "cases.sqlite")
-        connection.execute(
-            "CREATE TRIGGER poison BEFORE INSERT ON findings WHEN NEW.content LIKE '%poison%' "
-            "BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
-        )
-        connection.close()
-        with pytest.raises(StorageError, match=r"cases\.sqlite: the case store refuses: poisoned"):
+        place.execute(POISON[place.engine])
+        with pytest.raises(StorageError, match="the case store refuses: poisoned"):
             store.add_run(case_id, make_run(), [draft("good"), draft("poison")])
         assert store.case(case_id) == before
         assert store.add_run(case_id, make_run(step="next"), [draft("good")]).number == 2
 
 
-@pytest.mark.parametrize("place", ["parameter", "details", "by hand"])
+@pytest.mark.parametrize("where", ["parameter", "details", "by hand"])
 def test_what_json_cannot_say_never_enters(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft, place: str
+    place: Place, make_run: MakeRun, draft: MakeDraft, where: str
 ) -> None:
     nan = float("nan")
-    with CaseStore(tmp_path) as store:
+    with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft()])
         before = store.case(case_id)
 
         def add() -> None:
-            if place == "parameter":
+            if where == "parameter":
                 store.add_run(case_id, make_run(parameters={"beta": nan}), [draft()])
-            elif place == "details":
+            elif where == "details":
                 store.add_run(case_id, make_run(), [draft(details={"share": nan})])
             else:
                 store.supersede(case_id, 1, draft(details={"share": nan}), who="Dr A")
@@ -113,9 +121,9 @@ def test_what_json_cannot_say_never_enters(
 
 
 def test_running_again_supersedes_drafts_by_code_and_subject(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft
+    place: Place, make_run: MakeRun, draft: MakeDraft
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft("a"), draft("b"), draft("gone")])
         store.add_run(case_id, make_run(version="2"), [draft("b", 7), draft("a", 6)])
@@ -127,11 +135,9 @@ def test_running_again_supersedes_drafts_by_code_and_subject(
     assert (event.who, event.note, event.verdict) == ("measure 2", "run again", Verdict.SUPERSEDED)
 
 
-def test_running_something_else_supersedes_nothing(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft
-) -> None:
-    other_role = (Artifact(role="other", kind="volume", content="33" * 32),)
-    with CaseStore(tmp_path) as store:
+def test_running_something_else_supersedes_nothing(place: Place, make_run: MakeRun, draft: MakeDraft) -> None:
+    other_role = (Artifact(role="other", kind="volume", content=digest("other")),)
+    with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft()])
         store.add_run(case_id, make_run(outputs=other_role), [draft()])
@@ -140,9 +146,9 @@ def test_running_something_else_supersedes_nothing(
 
 
 def test_running_again_leaves_what_a_person_decided(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft
+    place: Place, make_run: MakeRun, draft: MakeDraft
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft(subject) for subject in ("yes", "no", "fix", "open")])
         store.judge(case_id, 1, Verdict.ACCEPTED, who="Dr A")
@@ -163,8 +169,8 @@ def test_running_again_leaves_what_a_person_decided(
     assert case.findings[3].events[-1].successor == 9
 
 
-def test_a_judgement_is_kept_with_who_and_why(tmp_path: Path, make_run: MakeRun, draft: MakeDraft) -> None:
-    with CaseStore(tmp_path) as store:
+def test_a_judgement_is_kept_with_who_and_why(place: Place, make_run: MakeRun, draft: MakeDraft) -> None:
+    with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft()])
         store.judge(case_id, 1, Verdict.ACCEPTED, who="Dr A", note="seen")
@@ -176,9 +182,9 @@ def test_a_judgement_is_kept_with_who_and_why(tmp_path: Path, make_run: MakeRun,
 
 @pytest.mark.parametrize("verdict", [Verdict.ACCEPTED, Verdict.REJECTED])
 def test_what_cannot_be_judged_is_refused(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft, verdict: Verdict
+    place: Place, make_run: MakeRun, draft: MakeDraft, verdict: Verdict
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with place.open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft("a"), draft("b")])
         store.judge(case_id, 1, Verdict.REJECTED, who="Dr A")
@@ -209,7 +215,7 @@ def test_a_store_for_reading_reads_and_refuses_to_write(
     with pytest.raises(StorageError, match=r"there is no case store here; expected a cases\.sqlite"):
         CaseStore(tmp_path / "absent", read_only=True)
     assert not (tmp_path / "absent").exists()
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         case_id = store.create_case("demo")
     with CaseStore(tmp_path, read_only=True) as store:
         assert store.case(case_id).label == "demo"
@@ -223,7 +229,7 @@ def test_a_store_on_a_medium_that_cannot_be_written_is_read(
     tmp_path: Path, make_run: MakeRun, draft: MakeDraft, seal: Callable[[Path], None]
 ) -> None:
     folder = tmp_path / "medium"
-    with CaseStore(folder) as store:
+    with in_folder(folder).open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft()])
         digest = store.objects.put_bytes(b"x")
@@ -240,7 +246,7 @@ def test_a_copy_taken_while_a_run_was_written_shows_that_run(
 ) -> None:
     """The newest rows lie in the write-ahead log; a sealed copy must not show the record without them."""
     copy = tmp_path / "copy"
-    with CaseStore(tmp_path / "live") as store:
+    with in_folder(tmp_path / "live").open() as store:
         case_id = store.create_case("demo")
         store.add_run(case_id, make_run(), [draft()])
         shutil.copytree(store.folder, copy)
@@ -255,7 +261,7 @@ def test_a_full_disk_keeps_the_earlier_findings_whole(
 ) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(400_000))
-    with CaseStore(small_disk / "store") as store:
+    with in_folder(small_disk / "store").open() as store:
         case_id = store.create_case("demo")
         kept = 0
 
@@ -270,7 +276,7 @@ def test_a_full_disk_keeps_the_earlier_findings_whole(
             add_until_full()
         assert 0 < kept < 40
     ballast.unlink()
-    with CaseStore(small_disk / "store") as store:
+    with in_folder(small_disk / "store").open() as store:
         case = store.case(case_id)
         assert len(case.runs) == kept
         assert [finding.run for finding in case.findings] == [n for n in range(1, kept + 1) for _ in "ab"]
@@ -279,7 +285,7 @@ def test_a_full_disk_keeps_the_earlier_findings_whole(
 
 
 def fill(folder: Path, make_run: MakeRun, draft: MakeDraft) -> Path:
-    with CaseStore(folder) as store:
+    with in_folder(folder).open() as store:
         case_id = store.create_case("demo")
         for index in range(10):
             store.add_run(case_id, make_run(step=f"s{index}"), [draft(statement="x" * 3000)])
@@ -306,7 +312,7 @@ def test_a_damaged_database_is_named(
 
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_store_of_a_later_version_is_not_touched(tmp_path: Path, read_only: bool) -> None:
-    CaseStore(tmp_path).close()
+    in_folder(tmp_path).open().close()
     connection = sqlite3.connect(tmp_path / "cases.sqlite")
     connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.commit()
@@ -326,7 +332,7 @@ def test_a_store_is_its_owners_alone(tmp_path: Path) -> None:
     old = tmp_path / "old"
     old.mkdir(mode=0o755)
     for folder in (tmp_path / "new", old):
-        with CaseStore(folder) as store:
+        with in_folder(folder).open() as store:
             assert store.folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -339,14 +345,14 @@ def start(folder: Path, case_id: str, name: str, count: int) -> subprocess.Popen
 
 
 def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         case_id = store.create_case("demo")
     writers = [start(tmp_path, case_id, name, 10) for name in "abcd"]
     said = [writer.communicate(timeout=120) for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 4, said
     numbers = [int(number) for out, _ in said for number in out.split()]
     assert sorted(numbers) == list(range(1, 41))
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         case = store.case(case_id)
         for run in case.runs:
             store.objects.get_array(run.outputs[0].content)
@@ -381,7 +387,7 @@ def test_processes_that_open_a_new_store_at_once_all_get_it(tmp_path: Path) -> N
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_writer_leaves_whole_runs_only(tmp_path: Path) -> None:
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         case_id = store.create_case("demo")
     said = 0
     for attempt in range(4):
@@ -392,7 +398,7 @@ def test_a_killed_writer_leaves_whole_runs_only(tmp_path: Path) -> None:
         writer.kill()
         rest = writer.communicate()[0].split()
         said = max([said, *map(int, rest)])
-        with CaseStore(tmp_path) as store:
+        with in_folder(tmp_path).open() as store:
             case = store.case(case_id)
             for run in case.runs:
                 store.objects.get_array(run.outputs[0].content)
@@ -407,9 +413,9 @@ def test_a_killed_writer_leaves_whole_runs_only(tmp_path: Path) -> None:
 def test_another_writers_lock_is_waited_for_or_named(
     tmp_path: Path, make_run: MakeRun, draft: MakeDraft
 ) -> None:
-    with CaseStore(tmp_path) as store:
+    with in_folder(tmp_path).open() as store:
         case_id = store.create_case("demo")
-        with store._engine.connect() as connection:
+        with store._database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA busy_timeout=1")
             other = sqlite3.connect(tmp_path / "cases.sqlite", isolation_level=None)
             other.execute("BEGIN IMMEDIATE")

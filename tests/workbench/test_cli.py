@@ -46,7 +46,7 @@ def test_a_run_prints_its_result_as_the_last_line(case: dict, tmp_path: Path) ->
 
 def test_a_case_is_listed_shown_judged_and_drafted_again(case: dict, tmp_path: Path) -> None:
     listed = json.loads(sagittal("case", "list", "--json").stdout)
-    assert [row["case"] for row in listed] == [case["case"]]
+    assert [row["id"] for row in listed["rows"]] == [case["case"]]
     shown = json.loads(sagittal("case", "show", case["case"], "--json").stdout)
     bone = next(f for f in shown["findings"] if f["content"]["subject"] == "bone")
     air = next(f for f in shown["findings"] if f["content"]["subject"] == "air")

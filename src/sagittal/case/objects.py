@@ -6,6 +6,7 @@ An array is an ``.npy`` file (no pickle), anything else a ``.bin`` file. Equal c
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class ObjectStore:
         """
         digest = hashlib.sha256(content).hexdigest()
         path = self._path(digest, "bin")
-        if not path.exists():
+        if not self._refreshed(path):
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
         return digest
@@ -58,7 +59,7 @@ class ObjectStore:
         """Keep ``array``; return its :func:`~sagittal.core.provenance.hash_array`."""
         digest = hash_array(array)
         path = self._path(digest, "npy")
-        if not path.exists():
+        if not self._refreshed(path):
             content = np.asarray(array, order="C")
             with atomic_path(path) as temporary, temporary.open("wb") as stream:
                 header = np.lib.format.header_data_from_array_1_0(content)
@@ -83,6 +84,31 @@ class ObjectStore:
             raise StorageError("the content on disk is damaged", source=path, value=error) from error
         self._compare(path, digest, hash_array(array))
         return array
+
+    def find(self, digest: str) -> Path | None:
+        """Return the file that holds a content, or None."""
+        return next((p for p in (self._path(digest, "bin"), self._path(digest, "npy")) if p.is_file()), None)
+
+    def size(self, digest: str) -> int:
+        """Return how many bytes a content takes on disk.
+
+        Raises:
+            StorageError: It is not in the store.
+        """
+        path = self.find(digest)
+        if path is None:
+            raise StorageError("the store does not hold this content", source=self.folder, value=digest)
+        return path.stat().st_size
+
+    def _refreshed(self, path: Path) -> bool:
+        """Whether the content is there; its time is then now, so that the collector leaves it in peace."""
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        except OSError:  # a medium that cannot be written has no collector either
+            return path.exists()
+        return True
 
     def _path(self, digest: str, suffix: str) -> Path:
         return self.folder / digest[:2] / f"{digest[2:]}.{suffix}"

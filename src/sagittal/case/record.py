@@ -73,6 +73,19 @@ class FindingDraft:
         return cls(**{**value, "measurement": Measurement(**measurement) if measurement else None})
 
     @property
+    def doubt(self) -> float | None:
+        """How unsure the finding is, in [0, 1]; None when it does not say.
+
+        The larger of 1 - confidence and of half the interval's width over the value's size, cut at 1.
+        """
+        doubts = [] if self.confidence is None else [1 - self.confidence]
+        if self.measurement is not None:
+            half = (self.measurement.high - self.measurement.low) / 2
+            size = abs(self.measurement.value)
+            doubts.append(0.0 if half == 0 else 1.0 if half >= size else half / size)
+        return max(doubts, default=None)
+
+    @property
     def content_hash(self) -> str:
         """Return the sha256 of what the finding says, whoever said it and whenever."""
         return hash_json(self.to_json())
@@ -80,8 +93,18 @@ class FindingDraft:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Somebody accepted, rejected or superseded a finding."""
+    """Somebody accepted, rejected or superseded a finding.
 
+    Attributes:
+        number: Order within the case, from 1, whatever the clock said.
+        verdict: What was said.
+        who: Who said it.
+        when: Time, ISO 8601, UTC.
+        note: Why.
+        successor: Number of the finding that stands instead, where one does.
+    """
+
+    number: int = 0
     verdict: Verdict
     who: str
     when: str
@@ -119,11 +142,14 @@ class Artifact:
         role: Its part in the case, e.g. ``"t1"`` or ``"tissue"``.
         kind: How it is kept: ``"volume"``, ``"text"``, ``"json"`` or ``"file"``.
         content: sha256 of the content.
+        parts: sha256 of the further contents that the content names: arrays of a volume, received files.
+            The store keeps them for as long as it keeps the run.
     """
 
     role: str
     kind: str
     content: str
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +171,8 @@ class Run:
         environment: Versions, processor and threads.
         started: Time of the start, ISO 8601, UTC.
         seconds: Wall time.
+        author: The person who made the run; empty when the step ran by itself.
+        seen: How many events the case held when the step read it: how findings stood then.
     """
 
     number: int
@@ -161,6 +189,8 @@ class Run:
     environment: Mapping[str, Any]
     started: str
     seconds: float
+    author: str = ""
+    seen: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +202,11 @@ class Case:
     created: str
     runs: tuple[Run, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def events(self) -> int:
+        """How many events the case holds."""
+        return sum(len(finding.events) for finding in self.findings)
 
     def latest(self, role: str) -> Artifact | None:
         """Return the artifact last written for ``role``, or None."""

@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "AssetError",
     "ChecksumError",
+    "ConflictError",
     "FormatError",
     "GeometryError",
     "InputError",
@@ -62,6 +63,10 @@ class FormatError(InputError):
 
 class GeometryError(InputError):
     """Positions in space are missing, contradictory or impossible."""
+
+
+class ConflictError(InputError):
+    """Somebody else was faster: what this change builds on is no longer how the record stands."""
 
 
 class ModelError(InputError):

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from sagittal.case.location import open_store
 from sagittal.case.record import FindingDraft, Verdict
 from sagittal.case.store import CaseStore
-from sagittal.core.places import store_folder
+from sagittal.case.worklist import ORDERS, STATES
 from sagittal.core.progress import status
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 
@@ -19,9 +20,11 @@ __all__ = ["StoreOption", "app", "summary"]
 app = typer.Typer(no_args_is_help=True)
 
 StoreOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Folder of the case store.", envvar="SAGITTAL_STORE", show_default="in your data folder"
+        help="The case store: a folder, or postgresql://…",
+        envvar="SAGITTAL_STORE",
+        show_default="in your data folder",
     ),
 ]
 CaseArgument = Annotated[str, typer.Argument(help="Id of the case.")]
@@ -32,27 +35,29 @@ NoteOption = Annotated[str, typer.Option(help="Why.")]
 
 @app.command("list")
 @speaks
-def list_cases(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """List the cases of the store."""
+def list_cases(
+    search: Annotated[str, typer.Option(help="Only cases whose label or id holds these words.")] = "",
+    state: Annotated[str | None, typer.Option(help=f"Only {', '.join(STATES)} cases.")] = None,
+    order: Annotated[str, typer.Option(help=f"By {', '.join(ORDERS)}; the worst doubt first.")] = "doubt",
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the cases of the store, the worst doubt first."""
     with _open(store) as cases:
-        found = [cases.case(case_id) for case_id in cases.case_ids()]
-    rows = [
-        {
-            "case": c.id,
-            "label": c.label,
-            "created": c.created,
-            "runs": len(c.runs),
-            "findings": len(c.findings),
-        }
-        for c in found
-    ]
-    emit(
-        rows,
-        as_json=as_json,
-        text=lambda: table(
-            ["case", "label", "created", "runs", "findings"], [list(row.values()) for row in rows]
-        ),
-    )
+        found = cases.worklist(search=search, state=state, order=order, limit=limit)
+
+    def text() -> None:
+        columns = ["case", "label", "state", "findings", "undecided", "doubt", "worst", "changed"]
+        rows = [
+            [c.id, c.label, c.state, c.findings, c.undecided, _share(c.doubt), c.worst, c.changed]
+            for c in found.rows
+        ]
+        table(columns, rows)
+        if found.total > len(found.rows):
+            typer.echo(f"{len(found.rows)} of {found.total} cases")
+
+    emit(asdict(found), as_json=as_json, text=text)
 
 
 @app.command()
@@ -194,8 +199,12 @@ def summary(store: CaseStore, case_id: str, page: Path) -> dict[str, Any]:
     }
 
 
+def _share(doubt: float | None) -> str:
+    return "-" if doubt is None else f"{100 * doubt:.0f} %"
+
+
 def _judge(
-    case_id: str, number: int, verdict: Verdict, who: str, note: str, store: Path | None, as_json: bool
+    case_id: str, number: int, verdict: Verdict, who: str, note: str, store: str | None, as_json: bool
 ) -> None:
     with _open(store, writes=True) as cases:
         cases.judge(case_id, number, verdict, who=who, note=note)
@@ -203,5 +212,5 @@ def _judge(
     emit(result, as_json=as_json, text=lambda: typer.echo(f"finding {number}: {verdict.value} by {who}"))
 
 
-def _open(store: Path | None, *, writes: bool = False) -> CaseStore:
-    return CaseStore(store or store_folder(), read_only=not writes)
+def _open(store: str | None, *, writes: bool = False) -> CaseStore:
+    return open_store(store, read_only=not writes)

@@ -11,11 +11,12 @@ import typer
 
 from sagittal import __version__
 from sagittal.core.errors import InputError
-from sagittal.core.places import store_folder
 from sagittal.core.progress import Report, status
 from sagittal.workbench import assets_commands, case_commands, language
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
+from sagittal.workbench.serve import serve
+from sagittal.workbench.serve import serve
 
 if TYPE_CHECKING:
     from sagittal.workflow.pipeline import Sources
@@ -31,6 +32,10 @@ app = typer.Typer(
 app.add_typer(case_commands.app, name="case", help="Cases in the store.")
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
+
+app.command()(serve)
+
+app.command()(serve)
 
 StoreOption = case_commands.StoreOption
 OutOption = Annotated[Path, typer.Option(help="Folder for the report and everything that belongs to it.")]
@@ -114,13 +119,13 @@ def doctor(as_json: JsonOption = False) -> None:
 def _run(
     sources: Sources,
     out: Path,
-    store: Path | None,
+    store: str | None,
     offline: bool,
     label: str,
     model: str | None,
     report: Report,
 ) -> dict[str, Any]:
-    from sagittal.case.store import CaseStore
+    from sagittal.case.location import open_store
     from sagittal.workflow.export import export_case, require_libraries
     from sagittal.workflow.models import DEFAULT_MODEL, ModelShelf
     from sagittal.workflow.pipeline import run_case
@@ -128,7 +133,7 @@ def _run(
 
     require_libraries()
     name = "" if model == "none" else model or DEFAULT_MODEL
-    with CaseStore(store or store_folder()) as cases:
+    with open_store(store) as cases:
         runner = Runner(store=cases, shelf=ModelShelf(offline=_offline(offline)), report=report)
         case_id = run_case(runner, sources, label=label, model=name)
         exported = export_case(cases, case_id, out, report=report)

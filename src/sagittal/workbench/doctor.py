@@ -9,8 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 from sagittal import __version__
+from sagittal.case.engines import is_url, shown
+from sagittal.case.location import resolve
 from sagittal.core import assets
-from sagittal.core.places import cache_folder, store_folder
+from sagittal.core.places import cache_folder
 
 __all__ = ["diagnose"]
 
@@ -52,9 +54,10 @@ def diagnose() -> dict[str, dict[str, str]]:
         "features": " ".join(_cpu_features()) or "unknown",
         "memory": _memory(),
     }
+    store = resolve(None)
     found["places"] = {
-        name: f"{folder} ({_free(folder)})"
-        for name, folder in (("cache", cache_folder()), ("store", store_folder()))
+        "cache": f"{cache_folder()} ({_free(cache_folder())})",
+        "store": shown(store) if is_url(store) else f"{store} ({_free(Path(store))})",
     }
     return found
 

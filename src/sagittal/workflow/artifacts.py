@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from numpy.typing import NDArray
+
 from sagittal.case.objects import ObjectStore
 from sagittal.case.record import Artifact
 from sagittal.core.errors import InputError
 from sagittal.core.provenance import canonical_json
 from sagittal.volume import Geometry, Volume
 
-__all__ = ["Kind", "SourceFiles", "load", "save"]
+__all__ = ["Kind", "SourceFiles", "load", "save", "volume_manifest"]
 
 
 class Kind(StrEnum):
@@ -48,7 +50,9 @@ def save(objects: ObjectStore, role: str, kind: Kind, value: Any) -> Artifact:
             value=type(value).__name__,
             expected=str(expected),
         )
-    return Artifact(role=role, kind=kind.value, content=objects.put_bytes(encode(objects, value)))
+    kept = _Kept(objects)
+    content = objects.put_bytes(encode(kept, value))
+    return Artifact(role=role, kind=kind.value, content=content, parts=tuple(kept.digests))
 
 
 def load(objects: ObjectStore, artifact: Artifact) -> Any:
@@ -57,7 +61,31 @@ def load(objects: ObjectStore, artifact: Artifact) -> Any:
     return decode(objects, objects.get_bytes(artifact.content))
 
 
-def _encode_files(objects: ObjectStore, value: SourceFiles) -> bytes:
+def volume_manifest(objects: ObjectStore, artifact: Artifact) -> dict[str, Any]:
+    """Return what is known of a volume without its arrays: classes, geometry, unit, facts, hashes."""
+    manifest: dict[str, Any] = json.loads(objects.get_bytes(artifact.content))
+    return manifest
+
+
+class _Kept:
+    """Keeps contents and remembers which: the parts of an artifact."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self.digests: dict[str, None] = {}
+
+    def put_bytes(self, content: bytes) -> str:
+        return self._note(self._objects.put_bytes(content))
+
+    def put_array(self, array: NDArray[Any]) -> str:
+        return self._note(self._objects.put_array(array))
+
+    def _note(self, digest: str) -> str:
+        self.digests[digest] = None
+        return digest
+
+
+def _encode_files(objects: _Kept, value: SourceFiles) -> bytes:
     return canonical_json([[name, objects.put_bytes(content)] for name, content in value.files]).encode()
 
 
@@ -65,7 +93,7 @@ def _decode_files(objects: ObjectStore, content: bytes) -> SourceFiles:
     return SourceFiles(tuple((name, objects.get_bytes(digest)) for name, digest in json.loads(content)))
 
 
-def _encode_volume(objects: ObjectStore, volume: Volume) -> bytes:
+def _encode_volume(objects: _Kept, volume: Volume) -> bytes:
     manifest = {
         "array": objects.put_array(volume.array),
         "variance": None if volume.variance is None else objects.put_array(volume.variance),
@@ -95,7 +123,7 @@ def _decode_volume(objects: ObjectStore, content: bytes) -> Volume:
     )
 
 
-_Encode = Callable[[ObjectStore, Any], bytes]
+_Encode = Callable[[_Kept, Any], bytes]
 _Decode = Callable[[ObjectStore, bytes], Any]
 _CODECS: dict[Kind, tuple[type, _Encode, _Decode]] = {
     Kind.FILES: (SourceFiles, _encode_files, _decode_files),

@@ -51,7 +51,7 @@ def replay(
     for run in case.runs:
         report(f"replay of run {run.number}, step {run.step}")
         try:
-            findings = [_as_of(numbered[number], run.started) for number in run.used]
+            findings = [_as_of(numbered[number], run.seen) for number in run.used]
             hashes, differences = _again(store, run, findings, shelf, report)
         except SagittalError as error:
             hashes, differences = (), (Difference(what="run", recorded="done", replayed=str(error)),)
@@ -82,9 +82,9 @@ def step_from_record(name: str, version: str, parameters: Mapping[str, Any]) -> 
         raise InputError("the step does not take these parameters", source=name, value=error) from error
 
 
-def _as_of(finding: Finding, moment: str) -> Finding:
-    """The finding as it stood at ``moment``, before what was said of it later."""
-    return replace(finding, events=tuple(event for event in finding.events if event.when <= moment))
+def _as_of(finding: Finding, seen: int) -> Finding:
+    """The finding as it stood after the case's first ``seen`` events; the clock has no say in it."""
+    return replace(finding, events=tuple(event for event in finding.events if event.number <= seen))
 
 
 def _again(

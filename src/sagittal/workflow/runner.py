@@ -107,6 +107,7 @@ class Runner:
             environment=Environment.current(step.packages).to_json(),
             started=started,
             seconds=time.perf_counter() - clock,
+            seen=case.events,
         )
         return self.store.add_run(case_id, run, result.findings)
 

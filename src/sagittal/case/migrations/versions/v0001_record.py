@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from sagittal.case.engines import append_only
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -16,7 +18,6 @@ KEYS = {
     "findings": ("case_id", "number"),
     "events": ("id",),
 }
-REFUSAL = "BEGIN SELECT RAISE(ABORT, 'the case record is append-only'); END"
 
 
 def upgrade() -> None:
@@ -68,16 +69,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["case_id", "successor"], ["findings.case_id", "findings.number"]),
     )
     for table, key in KEYS.items():
-        for action in ("UPDATE", "DELETE"):
-            op.execute(f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} {REFUSAL}")
-        # INSERT OR REPLACE deletes a row without the DELETE trigger.
-        same = " AND ".join(f"{column} = NEW.{column}" for column in key)
-        op.execute(
-            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
-            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {same}) {REFUSAL}"
-        )
+        for statement in append_only(op.get_context().dialect.name, table, key):
+            op.execute(statement)
 
 
 def downgrade() -> None:
     for table in reversed(KEYS):
         op.drop_table(table)  # its triggers go with it
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION sagittal_append_only()")

@@ -1,0 +1,229 @@
+"""What a reader can do with a case: each act with its audit line, for the API and the pages alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sagittal.case.location import open_store
+from sagittal.case.record import Artifact, Case, Finding, FindingDraft, Run, Verdict
+from sagittal.case.store import CaseStore, FindingPage
+from sagittal.case.worklist import CaseSummary, Worklist
+from sagittal.core.errors import ConflictError, InputError
+from sagittal.volume import Volume, read_nifti
+from sagittal.workbench.server.jobs import Jobs
+from sagittal.workbench.server.problems import Problem
+from sagittal.workbench.server.settings import ServerSettings
+from sagittal.workbench.server.volumes import ServedVolumes, part_of
+from sagittal.workflow import artifacts
+from sagittal.workflow.models import ModelShelf
+from sagittal.workflow.runner import Runner
+from sagittal.workflow.steps import DraftReport
+
+__all__ = ["Desk"]
+
+
+class Desk:
+    """The store behind a server, with what a reader can do to it.
+
+    Args:
+        settings: Where the store lies, and limits.
+
+    Attributes:
+        store: The store; its methods may be used where nothing is left to be audited.
+        jobs: Work that goes on in the worker process.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.store: CaseStore = open_store(settings.store)
+        self.jobs = Jobs()
+        self._served = ServedVolumes(self.store.objects.folder.parent / "served", settings.served_bytes)
+
+    def close(self) -> None:
+        """Let the running job end, and close the store."""
+        self.jobs.close()
+        self.store.close()
+
+    def worklist(
+        self,
+        who: str,
+        *,
+        search: str = "",
+        state: str | None = None,
+        order: str = "doubt",
+        offset: int = 0,
+        limit: int = 50,
+    ) -> Worklist:
+        """Return a part of the worklist; a search may name somebody, so the audit keeps its length."""
+        found = self.store.worklist(search=search, state=state, order=order, offset=offset, limit=limit)
+        detail = {"search_letters": len(search), "state": state, "order": order, "offset": offset}
+        self.store.audit("worklist", who=who, detail=detail)
+        return found
+
+    def outline(self, case_id: str) -> tuple[Case, CaseSummary]:
+        """Return a case without its findings, and its line of the worklist; not audited.
+
+        Raises:
+            Problem: There is no such case.
+        """
+        with _or_not_found():
+            return self.store.outline(case_id)
+
+    def open_case(self, who: str, case_id: str) -> tuple[Case, CaseSummary, int]:
+        """Return a case without its findings, its line of the worklist, and how many findings it has."""
+        case, summary = self.outline(case_id)
+        self.store.audit("open-case", who=who, case_id=case_id)
+        return case, summary, self.store.findings(case_id, limit=0).total
+
+    def whole_case(self, who: str, case_id: str, action: str) -> Case:
+        """Return a case with all its findings, which takes a while where there are tens of thousands."""
+        with _or_not_found():
+            case = self.store.case(case_id)
+        self.store.audit(action, who=who, case_id=case_id)
+        return case
+
+    def findings(
+        self, who: str, case_id: str, *, offset: int = 0, limit: int = 100, standing: bool = False
+    ) -> FindingPage:
+        """Return a part of a case's findings."""
+        with _or_not_found():
+            found = self.store.findings(case_id, offset=offset, limit=limit, standing=standing)
+        self.store.audit("read-findings", who=who, case_id=case_id, detail={"offset": offset})
+        return found
+
+    def finding(self, who: str, case_id: str, number: int) -> Finding:
+        """Return one finding."""
+        with _or_not_found():
+            found = self.store.finding(case_id, number)
+        self.store.audit("read-finding", who=who, case_id=case_id, detail={"finding": number})
+        return found
+
+    def judge(self, who: str, case_id: str, number: int, verdict: Verdict, note: str = "") -> Finding:
+        """Accept or reject a finding."""
+        with _or_not_found():
+            self.store.finding(case_id, number)
+        self.store.judge(case_id, number, verdict, who=_named(who), note=note)
+        return self.store.finding(case_id, number)
+
+    def restate(self, who: str, case_id: str, number: int, statement: str, note: str = "") -> Finding:
+        """Put a reader's statement in the place of a finding; return the new finding."""
+        with _or_not_found():
+            old = self.store.finding(case_id, number).content
+        draft = FindingDraft(code=old.code, subject=old.subject, statement=statement)
+        return self.store.supersede(case_id, number, draft, who=_named(who), note=note)
+
+    def volume(self, case_id: str, role: str, content: str | None = None) -> tuple[Run, Artifact]:
+        """Return a volume of a case and its run: the latest of its role, or the one of ``content``.
+
+        Raises:
+            Problem: The case has no such volume.
+        """
+        for run in reversed(self.outline(case_id)[0].runs):
+            for artifact in run.outputs:
+                wanted = artifact.role == role and artifact.kind == "volume"
+                if wanted and content in {None, artifact.content}:
+                    return run, artifact
+        raise Problem(404, "the case has no such volume", source="role", value=role)
+
+    def volume_file(
+        self, who: str, case_id: str, role: str, part: str, content: str | None = None
+    ) -> tuple[Path, str]:
+        """Return the NIfTI file of a volume's part, and the content it was made from."""
+        _, artifact = self.volume(case_id, role, content)
+
+        def make() -> Volume:
+            return part_of(artifacts.load(self.store.objects, artifact), part)
+
+        with _or_not_found():
+            path = self._served.get(artifact.content, part, make)
+        detail = {"role": role, "part": part, "content": artifact.content}
+        self.store.audit("read-volume", who=who, case_id=case_id, detail=detail)
+        return path, artifact.content
+
+    def slice(self, who: str, case_id: str, role: str, axis: str, index: int, over: str | None) -> bytes:
+        """Return a slice of a volume as PNG, with a part of it or of another volume over it.
+
+        Args:
+            who: Who looks.
+            case_id: The case.
+            role: The volume.
+            axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+            index: Number of the slice, from the feet, the front or the right.
+            over: A part of the volume, or ``role/part`` of another one on the same grid.
+        """
+        from sagittal.workflow.export.pictures import slice_png
+
+        volume = self._load(case_id, role)
+        cover = None
+        if over is not None:
+            other, _, part = over.rpartition("/")
+            source = self._load(case_id, other) if other else volume
+            with _or_not_found():
+                cover = source if part == "image" and source.classes else part_of(source, part)
+        picture = slice_png(volume, axis, index, over=cover)
+        detail = {"role": role, "axis": axis, "index": index, "over": over}
+        self.store.audit("read-slice", who=who, case_id=case_id, detail=detail)
+        return picture
+
+    def correct(self, who: str, case_id: str, role: str, labels: Path, *, edited: str, note: str = "") -> Any:
+        """Keep a mask as the reader painted it; see :func:`sagittal.workflow.correction.correct_mask`."""
+        from sagittal.workflow.correction import correct_mask
+
+        self.volume(case_id, role)
+        painted = read_nifti(labels, max_bytes=self.settings.largest_volume)
+        return correct_mask(self.store, case_id, role, painted, edited=edited, who=_named(who), note=note)
+
+    def report(self, who: str, case_id: str) -> tuple[Run, dict[str, Any]]:
+        """Return the latest draft and the run that wrote it.
+
+        Raises:
+            Problem: There is no case, or no draft.
+        """
+        for run in reversed(self.outline(case_id)[0].runs):
+            for artifact in run.outputs:
+                if artifact.role == "report":
+                    self.store.audit("read-report", who=who, case_id=case_id, detail={"run": run.number})
+                    return run, artifacts.load(self.store.objects, artifact)
+        raise Problem(404, "the case has no report yet", expected="POST, to draft one")
+
+    def draft(self, who: str, case_id: str) -> tuple[Run, dict[str, Any]]:
+        """Draft the report again, by rules alone."""
+        self.outline(case_id)
+        self.store.audit("draft-report", who=who, case_id=case_id, detail={"model": ""})
+        Runner(store=self.store, shelf=ModelShelf(offline=True)).run(case_id, DraftReport(model=""))
+        return self.report(who, case_id)
+
+    def identity(self, who: str, case_id: str) -> dict[str, dict[str, list[str]]]:
+        """Return the identifying fields of a case's DICOM files; that they were shown is audited before."""
+        from sagittal.workflow.identity import identifying_fields
+
+        self.outline(case_id)
+        self.store.audit("show-identity", who=who, case_id=case_id)
+        return identifying_fields(self.store, case_id)
+
+    def _load(self, case_id: str, role: str) -> Volume:
+        _, artifact = self.volume(case_id, role)
+        volume: Volume = artifacts.load(self.store.objects, artifact)
+        return volume
+
+
+@contextlib.contextmanager
+def _or_not_found() -> Iterator[None]:
+    """Turn what a look-up refuses into 404."""
+    try:
+        yield
+    except ConflictError:
+        raise
+    except InputError as error:
+        raise Problem(404, error.problem, value=error.value, expected=error.expected) from error
+
+
+def _named(who: str) -> str:
+    if not who.strip():
+        raise Problem(
+            422, "this needs a name", source="who", expected="a name in the session, or who in the request"
+        )
+    return who.strip()
