@@ -61,7 +61,7 @@ export class Findings {
       say("This is not possible for this finding.");
       return;
     }
-    const name = row.querySelector<HTMLInputElement>("form.judge input[name=who]:not([type=hidden])");
+    const name = row.querySelector<HTMLInputElement>("form.judge input[name=name]:not([type=hidden])");
     const wanted = name && !name.value && selector !== "textarea" ? name : target;
     wanted.focus();
     wanted.scrollIntoView({ block: "nearest" });

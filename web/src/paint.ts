@@ -164,7 +164,7 @@ export class Painting {
     const { role, content } = this.layer!.volume;
     try {
       const mask = await this.mask();
-      const done = await correct(this.caseId, role, content, mask, String(given.get("who") ?? ""), String(given.get("note") ?? ""));
+      const done = await correct(this.caseId, role, content, mask, String(given.get("name") ?? ""), String(given.get("note") ?? ""));
       one<HTMLDialogElement>("#save").close();
       await this.end();
       await this.viewer.take(await volumes(this.caseId));
@@ -180,7 +180,8 @@ export class Painting {
   }
 
   private tellFaster(error: Refused): void {
-    one("[data-faster-said]").textContent = error.message.charAt(0).toUpperCase() + error.message.slice(1) + ".";
+    const how = typeof error.problem.value === "string" ? ` (${error.problem.value})` : "";
+    one("[data-faster-said]").textContent = `${error.message.charAt(0).toUpperCase()}${error.message.slice(1)}${how}.`;
     one<HTMLDialogElement>("#faster").showModal();
   }
 }

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sagittal.case.record import Case, Event, Finding, FindingState, Run
+from sagittal.workflow.export.graph import Graph, provenance_graph
 
 __all__ = [
     "Bar",
     "FindingView",
     "Link",
     "differences",
-    "doubt",
+    "drawn",
     "findings_of",
+    "replaced_by",
     "report_view",
     "title_of",
 ]
@@ -87,18 +89,6 @@ def title_of(role: str) -> str:
     return _TITLES.get(role, role)
 
 
-def doubt(finding: Finding) -> float | None:
-    """Return the doubt of a finding in [0, 1]: what its confidence lacks, or half its interval over its value."""
-    content = finding.content
-    if content.confidence is not None:
-        return 1 - content.confidence
-    amount = content.measurement
-    if amount is None:
-        return None
-    half = (amount.high - amount.low) / 2
-    return min(half / abs(amount.value), 1.0) if amount.value else float(half > 0)
-
-
 def findings_of(
     shown: Sequence[Finding],
     *,
@@ -119,16 +109,47 @@ def findings_of(
     return [_view(f, scales, runs.get(f.run or 0), replaced.get(f.number, ()), used) for f in shown]
 
 
+def replaced_by(findings: Sequence[Finding]) -> dict[int, list[int]]:
+    """Return, for each finding that took the place of some of these, their numbers."""
+    replaced: dict[int, list[int]] = {}
+    for finding in findings:
+        for event in finding.events:
+            if event.successor is not None:
+                replaced.setdefault(event.successor, []).append(finding.number)
+    return replaced
+
+
+def drawn(case: Case, findings: Sequence[Finding] | None) -> tuple[Graph, dict[int, str]]:
+    """Return the provenance as a drawing, and how many findings each run made, in words.
+
+    Args:
+        case: The case without its findings.
+        findings: All of them, or None where they are too many: lines of findings are then left out.
+    """
+    if findings is None:
+        whole = replace(case, findings=(), runs=tuple(replace(run, used=()) for run in case.runs))
+    else:
+        whole = replace(case, findings=tuple(findings))
+    counts = {run.number: len(run.findings) for run in case.runs}
+    words = {number: f"{count} finding{'' if count == 1 else 's'}" for number, count in counts.items()}
+    return provenance_graph(whole), words
+
+
 def report_view(
-    draft: Mapping[str, Any] | None, findings: Mapping[int, Finding], case_id: str
+    draft: Mapping[str, Any] | None, findings: Mapping[int, Finding], case_id: str, *, whole: bool = True
 ) -> dict[str, Any] | None:
     """Return a drafted report with an anchor for each sentence, and links to the findings that hold it.
 
     Args:
         draft: The report as ``draft-report`` wrote it, or None.
-        findings: Those of the report's findings that the case has, by number.
+        findings: Findings of the case, by number.
         case_id: The case.
+        whole: Whether ``findings`` are all of them; of one that is not there nothing is said otherwise.
     """
+
+    def gone(number: int) -> bool:
+        return not findings[number].stands if number in findings else whole
+
     if draft is None:
         return None
     count = 0
@@ -144,7 +165,7 @@ def report_view(
                     "text": sentence["text"],
                     "findings": numbers,
                     "links": _links(numbers, findings, case_id),
-                    "gone": not all(n in findings and findings[n].stands for n in numbers),
+                    "gone": any(gone(number) for number in numbers),
                 }
             )
         sections.append({"title": section["title"], "sentences": sentences})
@@ -152,7 +173,6 @@ def report_view(
     numbers = sorted(
         {*impression["findings"], *(n for s in sections for one in s["sentences"] for n in one["findings"])}
     )
-    gone = [n for n in numbers if n not in findings or not findings[n].stands]
     return {
         "sections": sections,
         "impression": {
@@ -161,7 +181,9 @@ def report_view(
             "findings": list(impression["findings"]),
             "links": _links(impression["findings"], findings, case_id),
         },
-        "stale": ", ".join(f"{n} {_SAID[findings[n].state]}" if n in findings else str(n) for n in gone),
+        "stale": ", ".join(
+            f"{n} {_SAID[findings[n].state]}" if n in findings else f"{n} missing" for n in numbers if gone(n)
+        ),
     }
 
 
@@ -181,15 +203,21 @@ def differences(one: FindingView, other: FindingView, runs: Mapping[int, Run]) -
             ("Author", "author"),
         )
     ]
-    left, right = (runs.get(finding.run or 0) for finding in (one, other))
-    for name, take in (
-        ("Run", lambda run: f"{run.number}, {run.step} {run.version}"),
-        ("Reads", lambda run: ", ".join(f"{a.role} {a.content[:12]}" for a in run.inputs)),
-        ("Parameters", lambda run: ", ".join(f"{k} {v}" for k, v in sorted(run.parameters.items()))),
-        ("Seed", lambda run: str(run.seed)),
-    ):
-        rows.append((name, take(left) if left else "none", take(right) if right else "none"))
+    left, right = (_run_fields(runs.get(finding.run or 0)) for finding in (one, other))
+    rows += [(name, left[name], right[name]) for name in left]
     return [row for row in rows if row[1] != row[2]]
+
+
+def _run_fields(run: Run | None) -> dict[str, str]:
+    """What of a run can explain that two findings differ."""
+    if run is None:
+        return dict.fromkeys(("Run", "Reads", "Parameters", "Seed"), "none")
+    return {
+        "Run": f"{run.number}, {run.step} {run.version}",
+        "Reads": ", ".join(f"{artifact.role} {artifact.content[:12]}" for artifact in run.inputs),
+        "Parameters": ", ".join(f"{name} {value}" for name, value in sorted(run.parameters.items())),
+        "Seed": str(run.seed),
+    }
 
 
 def _view(
@@ -220,7 +248,7 @@ def _view(
         interval=amount.interval if amount else "",
         bar=_bar(finding, scales),
         confidence=content.confidence,
-        doubt=doubt(finding),
+        doubt=content.doubt,
         sentences=tuple(used.get(finding.number, ())),
         replaces=tuple(replaces),
         events=finding.events,
@@ -267,7 +295,7 @@ def _links(numbers: Sequence[int], findings: Mapping[int, Finding], case_id: str
     links = []
     for number in numbers:
         finding = findings.get(number)
-        stands = finding is not None and finding.stands
+        stands = finding is None or finding.stands
         query = "" if stands else "?show=all"
         note = "" if finding is None or stands else _SAID[finding.state]
         links.append(Link(number=number, url=f"/cases/{case_id}{query}#finding-{number}", note=note))
