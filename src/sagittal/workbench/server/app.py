@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -42,6 +40,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
         StorageError: The store cannot be opened.
         InputError: The settings contradict each other.
     """
+    from sagittal.workbench import pages  # they use the desk, so they come after this module
+
     desk = Desk(settings)
 
     @contextlib.asynccontextmanager
@@ -63,11 +63,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.desk = desk
     handle_errors(app)
     _include(app)
-    if importlib.util.find_spec("sagittal.workbench.pages") is not None:
-        pages = importlib.import_module("sagittal.workbench.pages")
-        app.include_router(pages.router(), include_in_schema=False)
-    else:
-        app.add_api_route("/", _no_pages, include_in_schema=False)
+    app.include_router(pages.router(), include_in_schema=False)
     app.mount("/static", _Static(directory=STATIC, check_dir=False), name="static")
     return app
 
@@ -105,7 +101,3 @@ class _Static(StaticFiles):
         if response.status_code == 200:
             response.headers["cache-control"] = "public, max-age=3600"
         return response
-
-
-def _no_pages() -> HTMLResponse:
-    return HTMLResponse("<!doctype html><title>sagittal</title><p>The API is at <code>/api</code>.</p>")

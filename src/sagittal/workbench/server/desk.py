@@ -28,6 +28,7 @@ from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps import DraftReport
 
 if TYPE_CHECKING:
+    from sagittal.workflow.correction import Corrected
     from sagittal.workflow.dicomweb import Archive, Study
     from sagittal.workflow.exchange import Fetched, Sent
 
