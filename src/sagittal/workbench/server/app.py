@@ -64,7 +64,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
     handle_errors(app)
     _include(app)
     app.include_router(pages.router(), include_in_schema=False)
-    app.mount("/static", _Static(directory=STATIC, check_dir=False), name="static")
+    if STATIC.is_dir():
+        app.mount("/static", _Static(directory=STATIC), name="static")
     return app
 
 

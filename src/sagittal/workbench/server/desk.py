@@ -14,7 +14,7 @@ from sagittal.case.record import Artifact, Case, Finding, FindingDraft, Run, Ver
 from sagittal.case.store import CaseStore, FindingPage
 from sagittal.case.worklist import CaseSummary, Worklist
 from sagittal.core import assets
-from sagittal.core.errors import ConflictError, FormatError, InputError
+from sagittal.core.errors import ConflictError, InputError
 from sagittal.core.files import storage_errors
 from sagittal.volume import Volume, read_nifti
 from sagittal.workbench.server import worker
@@ -236,12 +236,7 @@ class Desk:
             if stream.read(4) != b"PK\x03\x04":
                 raise Problem(415, "not a zip archive", source="archive", expected="a case archive")
         most = self.settings.largest_upload
-        try:
-            done = import_case(self.store, path, limits=Limits(total=4 * most), who=who)
-        except FormatError as error:  # the temporary file's name says nothing to the reader
-            raise FormatError(
-                error.problem, source="archive", value=error.value, expected=error.expected
-            ) from error
+        done = import_case(self.store, path, limits=Limits(total=4 * most), who=who)
         return done.case_id, done.new
 
     def studies(self, who: str, asked: dict[str, str], *, offset: int, limit: int) -> Sequence[Study]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -114,7 +115,9 @@ def handle_errors(app: FastAPI) -> None:
     async def ours(_request: Request, error: Exception) -> Response:
         assert isinstance(error, SagittalError)
         status = _status(error)
-        source = None if status == 503 else error.source  # a path or URL of this machine helps no reader
+        source = None if status == 503 else error.source
+        if source is not None and source.startswith("/"):  # a path of this machine helps no reader
+            source = PurePath(source).name
         return problem_response(
             Problem(status, error.problem, source=source, value=error.value, expected=error.expected)
         )
