@@ -110,7 +110,7 @@ def test_eight_writers_of_the_same_and_of_other_cases_lose_nothing(
         numbers = []
         with place.open() as mine:
             for index in range(12):
-                # The same contents in every writer, in another order: whoever waits must not wait in a circle.
+                # The same contents in every writer, in another order: nobody may wait in a circle.
                 order = [mine.objects.put_bytes(f"{index} {part}".encode()) for part in range(4)]
                 parts = tuple(order if name < "e" else reversed(order))
                 output = Artifact(role="volume", kind="volume", content=order[0], parts=parts)
@@ -161,46 +161,45 @@ def test_a_reader_sees_whole_runs_while_a_writer_writes(
 
 
 def test_a_server_that_goes_away_and_comes_back_is_survived(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft
+    own_postgresql: Server, tmp_path: Path, make_run: MakeRun, draft: MakeDraft
 ) -> None:
-    server = Server()
-    try:
-        with Place(server.create(), tmp_path / "objects", "postgresql").open() as store:
-            case_id = store.create_case("demo")
-            server.stop()
-            for use in (lambda: store.case(case_id), lambda: store.create_case("other"), store.worklist):
-                with pytest.raises(StorageError, match=r"postgresql://sagittal@.*the case store refuses: "):
-                    use()
-            server.start()
-            assert store.add_run(case_id, make_run(), [draft()]).number == 1
-            assert [row.label for row in store.worklist().rows] == ["demo"]
-    finally:
-        server.remove()
+    server = own_postgresql
+    with Place(server.create(), tmp_path / "objects", "postgresql").open() as store:
+        case_id = store.create_case("demo")
+        server.stop()
+        for use in (lambda: store.case(case_id), lambda: store.create_case("other"), store.worklist):
+            with pytest.raises(StorageError, match=r"postgresql://sagittal@.*the case store refuses: "):
+                use()
+        server.start()
+        assert store.add_run(case_id, make_run(), [draft()]).number == 1
+        assert [row.label for row in store.worklist().rows] == ["demo"]
 
 
 def test_a_writer_whose_server_dies_in_the_middle_says_so_and_leaves_nothing(
-    tmp_path: Path, make_run: MakeRun, draft: MakeDraft, monkeypatch: pytest.MonkeyPatch
+    own_postgresql: Server,
+    tmp_path: Path,
+    make_run: MakeRun,
+    draft: MakeDraft,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sagittal.case import changes
 
-    server = Server()
-    try:
-        with Place(server.create(), tmp_path / "objects", "postgresql").open() as store:
-            case_id = store.create_case("demo")
-            honest = changes.add_findings
+    server = own_postgresql
+    with Place(server.create(), tmp_path / "objects", "postgresql").open() as store:
+        case_id = store.create_case("demo")
+        honest = changes.add_findings
 
-            def die(*given: object) -> int:
-                server.stop()
-                return honest(*given)
+        def die(*given: object) -> int:
+            server.stop()
+            return honest(*given)
 
-            with monkeypatch.context() as patch, pytest.raises(StorageError, match="the case store refuses"):
-                patch.setattr(changes, "add_findings", die)
-                store.add_run(case_id, make_run(), [draft()])
-            server.start()
-            assert store.case(case_id).runs == ()
-            assert store.add_run(case_id, make_run(), [draft()]).number == 1
-    finally:
-        server.remove()
+        monkeypatch.setattr(changes, "add_findings", die)
+        with pytest.raises(StorageError, match="the case store refuses"):
+            store.add_run(case_id, make_run(), [draft()])
+        monkeypatch.setattr(changes, "add_findings", honest)
+        server.start()
+        assert store.case(case_id).runs == ()
+        assert store.add_run(case_id, make_run(), [draft()]).number == 1
 
 
 def test_a_server_that_is_not_there_is_named_without_the_password(tmp_path: Path) -> None:

@@ -198,30 +198,36 @@ class SQLite(Database):
                 target.close()
 
     def _refuse_strangers(self, known: Collection[str]) -> None:
-        """Refuse another program's file, or a later version's, before a byte of it or beside it changes."""
-        if not self.path.is_file():
+        """Refuse another program's file, or a later version's, before a byte of it or beside it changes.
+
+        It is read without a lock, which would leave files beside it. Where somebody writes to it meanwhile
+        nothing is concluded: opening it properly will tell.
+        """
+        before = self._marks()
+        if before is None:
             return
-        log = self.path.with_name(f"{self.path.name}-wal")
-        mode = "mode=ro" if log.exists() else "mode=ro&immutable=1"
+        names, found = [], None
         with contextlib.suppress(sqlite3.Error):  # what cannot be read is named when it is opened
-            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True)
-            try:
+            address = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
                 names = sorted(row[0] for row in connection.execute("SELECT name FROM sqlite_master"))
-                if names and "alembic_version" not in names:
-                    raise StorageError(
-                        "this is not a case store", source=self.path, value=", ".join(names[:3])
-                    )
-                if names:
-                    found = [row[0] for row in connection.execute("SELECT version_num FROM alembic_version")]
-                    if found and found[0] not in known:
-                        raise StorageError(
-                            "the store is of another version",
-                            source=self.path,
-                            value=found[0],
-                            expected=max(known),
-                        )
-            finally:
-                connection.close()
+                if "alembic_version" in names:
+                    found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        if self._marks() != before:
+            return
+        if names and "alembic_version" not in names:
+            raise StorageError("this is not a case store", source=self.path, value=", ".join(names[:3]))
+        if found is not None and found[0] not in known:
+            raise StorageError(
+                "the store is of another version", source=self.path, value=found[0], expected=max(known)
+            )
+
+    def _marks(self) -> tuple[int, int] | None:
+        """Size and time of the file; None where there is none, or a log beside it that belongs to it."""
+        if self.path.with_name(f"{self.path.name}-wal").exists() or not self.path.is_file():
+            return None
+        found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
 
     def _connect(self) -> sqlite3.Connection:
         # On a medium that cannot be written, SQLite cannot make the files that WAL needs beside the database.
