@@ -220,6 +220,13 @@ def test_the_report_comes_back_with_values_and_intervals(
         assert value == pytest.approx(wanted[subject].measurement.value, rel=1e-6)
 
 
+def test_fetching_and_sending_are_in_the_audit(runner: Runner, case_and_sent, url: str) -> None:
+    case_id, _, _ = case_and_sent
+    lines = {line.action: line.detail for line in runner.store.audit_lines(case_id)}
+    assert lines["fetch-study"] == {"archive": url, "instances": {"t1": 32}}
+    assert lines["send-case"] == {"archive": url, "objects": 4}
+
+
 def test_what_is_there_already_is_not_sent_again(runner: Runner, archive: Archive, case_and_sent) -> None:
     case_id, sent, _ = case_and_sent
     again = send_case(runner, archive, case_id)

@@ -52,7 +52,7 @@ def _in_space(seg, wanted_type: str):
     return orientation, spacing, frames
 
 
-@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+@pytest.mark.parametrize("kind", ["LABELMAP", "BINARY", "FRACTIONAL"])
 def test_dicom_segmentations_lie_where_the_tissue_lies(runner: Runner, case_id: str, exported, kind) -> None:
     tissue = _tissue(runner, case_id)
     seg = pydicom.dcmread(exported.files[f"dicom-seg {kind}"])
@@ -71,11 +71,13 @@ def test_dicom_segmentations_lie_where_the_tissue_lies(runner: Runner, case_id: 
         there = tuple(nearest.T)
         if kind == "LABELMAP":
             np.testing.assert_array_equal(tissue.array[there], pixels[rows, columns])
+        elif kind == "BINARY":
+            assert set(tissue.array[there]) == {segment}
         else:
             expected = tissue.probabilities[(*there, np.full(len(rows), segment - 1))]
             assert np.abs(expected - pixels[rows, columns] / 255).max(initial=0) <= 0.5 / 255 + 1e-6
         seen += len(rows)
-    if kind == "LABELMAP":
+    if kind != "FRACTIONAL":
         assert seen == np.count_nonzero(tissue.array)
     else:
         assert seen == np.count_nonzero((tissue.probabilities * 255).round())

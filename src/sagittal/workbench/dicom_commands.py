@@ -20,6 +20,7 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True)
 
 UrlArgument = Annotated[str, typer.Argument(help="Address, such as http://127.0.0.1:8042/dicom-web.")]
+WhoOption = Annotated[str, typer.Option(help="Who asks for it, for the audit.")]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds to wait for each answer.")]
 
 
@@ -101,6 +102,7 @@ def fetch(
     ] = None,
     label: Annotated[str, typer.Option(help="What to call the case; should identify nobody.")] = "case",
     run: Annotated[bool, typer.Option("--run", help="Also measure, and draft the report by rules.")] = False,
+    who: WhoOption = "",
     timeout: TimeoutOption = 60,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -112,7 +114,7 @@ def fetch(
     archive = Archive.from_environment(url, timeout=timeout)
     with open_store(store) as cases, status(quiet=as_json) as say:
         runner = _runner(cases, say)
-        fetched = fetch_case(runner, archive, study, series=series or (), label=label)
+        fetched = fetch_case(runner, archive, study, series=series or (), label=label, who=who)
         if run:
             measure(runner, fetched.case, list(fetched.roles))
     result = {
@@ -141,6 +143,7 @@ def fetch(
 def send(
     case_id: case_commands.CaseArgument,
     url: UrlArgument,
+    who: WhoOption = "",
     timeout: TimeoutOption = 60,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -150,8 +153,8 @@ def send(
     from sagittal.workflow.exchange import send_case
 
     archive = Archive.from_environment(url, timeout=timeout)
-    with open_store(store, read_only=True) as cases, status(quiet=as_json) as say:
-        sent = send_case(_runner(cases, say), archive, case_id)
+    with open_store(store) as cases, status(quiet=as_json) as say:
+        sent = send_case(_runner(cases, say), archive, case_id, who=who)
     rows = [asdict(one) for one in sent]
     emit(
         {"case": case_id, "stored": rows},

@@ -172,19 +172,31 @@ def _read(file: Path) -> Any:
     try:
         with quiet(), storage_errors(file):
             dataset = optional_import("pydicom").dcmread(file)
-            for name in ("SOPClassUID", "SOPInstanceUID"):
-                if not dataset.get(name) and f"MediaStorage{name}" in dataset.file_meta:
-                    setattr(dataset, name, dataset.file_meta[f"MediaStorage{name}"].value)
+            whole = _is_whole(dataset)
     except OSError:
         raise
     except Exception as error:  # arbitrary bytes make pydicom raise almost anything
         raise FormatError(
             f"the DICOM file is damaged or truncated ({type(error).__name__})", source=file
         ) from None
+    if not whole:
+        raise FormatError("the pixel data are missing or truncated", source=file, expected="a whole file")
     for name in ("SOPClassUID", "SOPInstanceUID"):
         if not dataset.get(name):
             raise FormatError("a required attribute is missing", source=file, value=name)
     return dataset
+
+
+def _is_whole(dataset: Any) -> bool:
+    """Whether the pixels that the header promises are there; pydicom reads a file that is cut off."""
+    pydicom = optional_import("pydicom")
+    if "PixelData" not in dataset:
+        image = "Rows" in dataset or "Image Storage" in str(getattr(dataset.get("SOPClassUID"), "name", ""))
+        return not image or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        return True  # its end is marked, and pydicom refuses a file without the mark
+    return len(dataset.PixelData) >= int(pydicom.pixels.utils.get_expected_length(dataset))
 
 
 def _danger(dataset: Any, pixels_checked: bool) -> tuple[str, str] | None:

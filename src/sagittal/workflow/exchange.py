@@ -115,6 +115,7 @@ def fetch_case(
     *,
     series: Sequence[str] = (),
     label: str = "case",
+    who: str = "",
     max_bytes: int = 16 * 1024**3,
 ) -> Fetched:
     """Fetch a study's series and make a case of them: received and read, and nothing measured yet.
@@ -135,10 +136,12 @@ def fetch_case(
             place = Path(folder) / role
             place.mkdir()
             files[role] = archive.fetch(one, place, max_bytes=max_bytes)
-        case_id = runner.store.create_case(label)
+        case_id = runner.store.create_case(label, who=who)
         for role, paths in files.items():
             runner.receive(case_id, f"{role}.files", paths)
             instances[role] = len(paths)
+        detail = {"archive": archive.url, "instances": instances}
+        runner.store.audit("fetch-study", who=who, case_id=case_id, detail=detail)
     for role in roles:
         runner.run(case_id, _READERS[role])
     left = tuple(one for one in found if one not in roles.values())
@@ -152,7 +155,7 @@ def measure(runner: Runner, case_id: str, roles: Sequence[str], *, model: str = 
     runner.run(case_id, DraftReport(model=model))
 
 
-def send_case(runner: Runner, archive: Archive, case_id: str) -> list[Sent]:
+def send_case(runner: Runner, archive: Archive, case_id: str, *, who: str = "") -> list[Sent]:
     """Send a case's segmentations and findings, and its images where they came from no archive.
 
     Each object is read back by QIDO and WADO and compared with what was sent: pixels by their hash, a report
@@ -166,15 +169,20 @@ def send_case(runner: Runner, archive: Archive, case_id: str) -> list[Sent]:
     from sagittal.workflow.export.dicom import IMAGES, write_dicom
 
     case = runner.store.case(case_id)
-    sent = []
+    sent: list[Sent] = []
     with tempfile.TemporaryDirectory(prefix="sagittal-send-") as folder:
-        for role in IMAGES:
-            written = write_dicom(runner.store, case, role, Path(folder) / role)
-            for path in written.files if written else []:
-                with quiet():
-                    dataset = pydicom.dcmread(path)
-                runner.report(f"sending {_kind(dataset)} {dataset.SOPInstanceUID}")
-                sent.append(_send(archive, dataset))
+        try:
+            for role in IMAGES:
+                written = write_dicom(runner.store, case, role, Path(folder) / role)
+                for path in written.files if written else []:
+                    with quiet():
+                        dataset = pydicom.dcmread(path)
+                    runner.report(f"sending {_kind(dataset)} {dataset.SOPInstanceUID}")
+                    sent.append(_send(archive, dataset))
+        finally:  # what went out went out, whatever came after
+            if sent:
+                detail = {"archive": archive.url, "objects": len(sent)}
+                runner.store.audit("send-case", who=who, case_id=case_id, detail=detail)
     if not sent:
         raise InputError(
             "the case has nothing for an archive", source=case_id, expected="a segmented T1 image or CT slice"

@@ -116,6 +116,9 @@ def write_segmentations(
             raise InputError(
                 f"a segmentation cannot refer to these images ({error})", source=folder.name
             ) from error
+        dimensions = pydicom.uid.generate_uid(entropy_srcs=[seed, "dimensions"])
+        for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+            item.DimensionOrganizationUID = dimensions  # highdicom draws a new one each time
         dated(dataset, when)
         path = folder / (prefix + filename)
         with atomic_path(path) as temporary:
@@ -130,6 +133,9 @@ def dated(dataset: pydicom.Dataset, when: datetime) -> None:
         if f"{name}Date" in dataset:
             setattr(dataset, f"{name}Date", when.strftime("%Y%m%d"))
             setattr(dataset, f"{name}Time", when.strftime("%H%M%S"))
+    for item in dataset.get("ContributingEquipmentSequence", []):
+        if "ContributionDateTime" in item:
+            item.ContributionDateTime = when.strftime("%Y%m%d%H%M%S")
 
 
 def _placed(array: np.ndarray, volume: Volume, frame_of_reference: str) -> highdicom.Volume:
