@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from sagittal.case import audit, worklist
 from sagittal.case.reading import last, one_finding
 from sagittal.case.record import Artifact, Finding, FindingDraft, Run, Verdict
 from sagittal.case.rows import check_text, finding_values, now
-from sagittal.case.schema import EventRow, FindingRow, RunRow
+from sagittal.case.schema import CaseRow, EventRow, FindingRow, RunRow
 from sagittal.core.errors import ConflictError, InputError
 
 __all__ = [
@@ -21,10 +22,24 @@ __all__ = [
     "check_author",
     "check_replacements",
     "earlier_drafts",
+    "open_case",
     "require_standing",
     "require_unchanged",
     "say",
 ]
+
+
+def open_case(session: Session, label: str, who: str) -> str:
+    """Open a case and return its id.
+
+    Raises:
+        InputError: The label holds a character that no database keeps.
+    """
+    check_text(label, "label")
+    identifier, moment = secrets.token_hex(6), now()
+    session.add(CaseRow(id=identifier, label=label, created=moment))
+    changed(session, "create-case", who, identifier, {}, moment=moment)
+    return identifier
 
 
 def require_standing(session: Session, case_id: str, number: int, who: str) -> Finding:

@@ -7,7 +7,6 @@ on disk; whatever interrupts it, the record holds the whole run or nothing of it
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from sagittal.case.engines import Database, PostgreSQL, SQLite, is_url
 from sagittal.case.objects import ObjectStore
 from sagittal.case.reading import FindingPage
 from sagittal.case.record import Artifact, Case, Finding, FindingDraft, Run, Verdict
-from sagittal.case.rows import check_text, now, run_values
+from sagittal.case.rows import check_text, run_values
 from sagittal.case.schema import CaseRow, RunRow, StoreRow
 from sagittal.case.upgrade import require, upgrade, versions
 from sagittal.case.worklist import CaseSummary, Worklist
@@ -116,12 +115,8 @@ class CaseStore:
         Raises:
             InputError: The label holds a character that no database keeps.
         """
-        check_text(label, "label")
-        identifier, moment = secrets.token_hex(6), now()
         with self.database.writing() as session:
-            session.add(CaseRow(id=identifier, label=label, created=moment))
-            changes.changed(session, "create-case", who, identifier, {}, moment=moment)
-        return identifier
+            return changes.open_case(session, label, who)
 
     def case_ids(self) -> list[str]:
         """Return the ids of all cases, oldest first."""
@@ -253,6 +248,7 @@ class CaseStore:
         author: str | None = None,
         replaces: Mapping[int, int] | None = None,
         unless_changed: Artifact | None = None,
+        once: bool = False,
     ) -> Run:
         """Add a run and its findings in one transaction; return the run with its number.
 
@@ -268,6 +264,8 @@ class CaseStore:
             replaces: Places in ``findings``, each with the number of the finding that it supersedes.
             unless_changed: The artifact that the run is based on; the case's latest one of this role must
                 still have this content.
+            once: Write nothing where the case holds a run that asked for the same
+                (:meth:`~sagittal.case.record.Case.repeated`), and return that one.
 
         Raises:
             InputError: There is no such case, finding or place, or nobody is named as author.
@@ -280,6 +278,8 @@ class CaseStore:
         changes.check_replacements(replaced, len(findings))
         with self.database.writing(case_id) as session:
             reading.case_row(session, case_id)
+            if once and (done := reading.whole_case(session, case_id).repeated(run)) is not None:
+                return done
             if unless_changed is not None:
                 changes.require_unchanged(session, case_id, unless_changed)
             for number in replaced.values():

@@ -13,7 +13,7 @@ import sagittal.workbench.store_commands  # noqa: F401  (adds its commands to th
 from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, status
-from sagittal.workbench import assets_commands, case_commands, dicom_commands, language
+from sagittal.workbench import assets_commands, batch_command, case_commands, dicom_commands, language
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 from sagittal.workbench.serve import serve
@@ -100,6 +100,9 @@ def run(
     with status(quiet=as_json) as report:
         summary = _run(sources, out, store, offline, label, model, report)
     _print(summary, as_json)
+
+
+app.command()(batch_command.batch)
 
 
 @app.command()
