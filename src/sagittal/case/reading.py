@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -13,7 +13,16 @@ from sagittal.case.schema import CaseRow, EventRow, FindingRow, RunRow
 from sagittal.case.worklist import stands
 from sagittal.core.errors import InputError
 
-__all__ = ["FindingPage", "case_row", "check_part", "findings", "last", "one_finding", "whole_case"]
+__all__ = [
+    "FindingPage",
+    "case_row",
+    "check_part",
+    "findings",
+    "last",
+    "one_finding",
+    "outline",
+    "whole_case",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +51,19 @@ def case_row(session: Session, case_id: str) -> CaseRow:
     return row
 
 
-def whole_case(session: Session, case_id: str) -> Case:
-    """Return a case with all its runs, findings and events."""
+def outline(session: Session, case_id: str) -> Case:
+    """Return a case with all its runs, without its findings."""
     row = case_row(session, case_id)
     runs = session.scalars(select(RunRow).filter_by(case_id=case_id).order_by(RunRow.number))
+    return Case(id=row.id, label=row.label, created=row.created, runs=tuple(map(run_of, runs)), findings=())
+
+
+def whole_case(session: Session, case_id: str) -> Case:
+    """Return a case with all its runs, findings and events."""
     found = session.scalars(select(FindingRow).filter_by(case_id=case_id).order_by(FindingRow.number))
     events = _events(session, case_id)
-    return Case(
-        id=row.id,
-        label=row.label,
-        created=row.created,
-        runs=tuple(map(run_of, runs)),
-        findings=tuple(finding_of(finding, events.get(finding.number, [])) for finding in found),
-    )
+    findings = tuple(finding_of(finding, events.get(finding.number, [])) for finding in found)
+    return replace(outline(session, case_id), findings=findings)
 
 
 def one_finding(session: Session, case_id: str, number: int) -> Finding:

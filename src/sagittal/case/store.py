@@ -23,7 +23,7 @@ from sagittal.case.record import Artifact, Case, Finding, FindingDraft, Run, Ver
 from sagittal.case.rows import check_text, run_values
 from sagittal.case.schema import CaseRow, RunRow, StoreRow
 from sagittal.case.upgrade import require, upgrade, versions
-from sagittal.case.worklist import Worklist
+from sagittal.case.worklist import CaseSummary, Worklist
 from sagittal.core.errors import InputError, StorageError
 from sagittal.core.files import storage_errors, write_text
 from sagittal.core.places import data_folder
@@ -131,6 +131,17 @@ class CaseStore:
         """
         with self.database.reading() as session:
             return reading.whole_case(session, case_id)
+
+    def outline(self, case_id: str) -> tuple[Case, CaseSummary]:
+        """Return a case with its runs and without its findings, and its line of the worklist.
+
+        Quick, however many findings there are.
+
+        Raises:
+            InputError: There is no such case.
+        """
+        with self.database.reading() as session:
+            return reading.outline(session, case_id), worklist.summary(session, case_id)
 
     def worklist(
         self,

@@ -17,7 +17,7 @@ from sagittal.case.record import Verdict
 from sagittal.case.schema import CaseRow, EventRow, FindingRow, RunRow, SummaryRow
 from sagittal.core.errors import InputError
 
-__all__ = ["ORDERS", "STATES", "CaseSummary", "Worklist", "listed", "rebuild", "refresh", "stands"]
+__all__ = ["ORDERS", "STATES", "CaseSummary", "Worklist", "listed", "rebuild", "refresh", "stands", "summary"]
 
 STATES = ("empty", "open", "reviewed")
 """A case without findings, one with drafts, and one with findings of which none is a draft."""
@@ -107,6 +107,16 @@ def listed(
         .order_by(*_ORDERS[order], SummaryRow.case_id)
     )
     return Worklist(total=total, rows=tuple(_summary(row, label) for row, label in rows))
+
+
+def summary(session: Session, case_id: str) -> CaseSummary:
+    """Return the line of a case that exists."""
+    row, label = session.execute(
+        select(SummaryRow, CaseRow.label)
+        .join(CaseRow, CaseRow.id == SummaryRow.case_id)
+        .where(SummaryRow.case_id == case_id)
+    ).one()
+    return _summary(row, label)
 
 
 def refresh(session: Session, case_id: str, moment: str) -> None:

@@ -16,6 +16,7 @@ from sagittal.core.progress import Report, status
 from sagittal.workbench import assets_commands, batch_command, case_commands, dicom_commands, language
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
+from sagittal.workbench.serve import serve
 
 if TYPE_CHECKING:
     from sagittal.workflow.pipeline import Sources
@@ -32,6 +33,8 @@ app.add_typer(case_commands.app, name="case", help="Cases in the store.")
 app.add_typer(dicom_commands.app, name="dicomweb", help="Image archives that speak DICOMweb.")
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
+
+app.command()(serve)
 
 StoreOption = case_commands.StoreOption
 OutOption = Annotated[Path, typer.Option(help="Folder for the report and everything that belongs to it.")]

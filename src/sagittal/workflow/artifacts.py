@@ -16,7 +16,7 @@ from sagittal.core.errors import InputError
 from sagittal.core.provenance import canonical_json
 from sagittal.volume import Geometry, Volume
 
-__all__ = ["Kind", "SourceFiles", "load", "save"]
+__all__ = ["Kind", "SourceFiles", "load", "save", "volume_manifest"]
 
 
 class Kind(StrEnum):
@@ -59,6 +59,12 @@ def load(objects: ObjectStore, artifact: Artifact) -> Any:
     """Return the value that an artifact names; its content is checked against its hash."""
     _, _, decode = _CODECS[Kind(artifact.kind)]
     return decode(objects, objects.get_bytes(artifact.content))
+
+
+def volume_manifest(objects: ObjectStore, artifact: Artifact) -> dict[str, Any]:
+    """Return what is known of a volume without its arrays: classes, geometry, unit, facts, hashes."""
+    manifest: dict[str, Any] = json.loads(objects.get_bytes(artifact.content))
+    return manifest
 
 
 class _Kept:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sagittal.core.errors import InputError
 from sagittal.segmentation import entropy_bits
-from sagittal.volume import Volume, reorient
+from sagittal.volume import Volume, reorient, require_same_space
 
-__all__ = ["COLOURS", "Plane", "ct_plane", "orthogonal_planes", "tissue_planes"]
+__all__ = ["COLOURS", "Plane", "ct_plane", "orthogonal_planes", "slice_png", "tissue_planes"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "csf": (64, 156, 255),
@@ -26,6 +27,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "bone": (255, 176, 32),
 }
 _DOUBT = (255, 64, 129)
+_FURTHER = ((232, 106, 240), (160, 214, 72), (255, 112, 92), (120, 140, 255))
+_CT_WINDOW = (-160.0, 240.0)
+_LARGEST_PICTURE = 4096
+_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,72 @@ def ct_plane(ct: Volume, classes: Volume) -> Plane:
     The slice is shown in its own grid, columns to the right and rows down, as a scanner shows it.
     """
     box = _box(classes.array > 0)
-    return _plane(ct, classes, 2, 0, box, (-160.0, 240.0))
+    return _plane(ct, classes, 2, 0, box, _CT_WINDOW)
+
+
+def slice_png(volume: Volume, axis: str, index: int, *, over: Volume | None = None) -> bytes:
+    """Return one whole slice of a volume as PNG, square millimetres as square pixels as nearly as they go.
+
+    The patient's right is on the left of an axial or coronal picture, anterior is on the left of a sagittal
+    one; anterior or superior is up.
+
+    Args:
+        volume: What is shown in grey; a segmentation in its colours.
+        axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
+        index: Number of the slice from the feet, the front or the right.
+        over: A volume on the same grid: classes in their colours where it has any, doubt in bits, or a
+            probability or another map, each the stronger the higher.
+
+    Raises:
+        InputError: No such axis or slice.
+        GeometryError: ``over`` does not lie on the same grid.
+    """
+    if axis not in _AXES:
+        raise InputError("no slice has this axis", value=axis, expected=f"one of {', '.join(_AXES)}")
+    if over is not None:
+        require_same_space(volume, over, source="over")
+    side = _AXES[axis]
+    image = reorient(volume, "LPS")
+    if not 0 <= index < image.shape[side]:
+        raise InputError("there is no such slice", value=index, expected=f"0 to {image.shape[side] - 1}")
+    cut: list[Any] = [slice(None)] * 3
+    cut[side] = index
+    flip = side != 2
+    if volume.classes:
+        assert image.probabilities is not None, "classes come with probabilities"
+        grey = np.zeros(image.array[tuple(cut)].shape, dtype=np.uint8)
+        layers = [_class_colours(image.probabilities[tuple(cut)].astype(np.float64), image.classes)]
+    else:
+        low, high = _CT_WINDOW if volume.unit == "HU" else _window(image.array)
+        plane = image.array[tuple(cut)].astype(np.float64)
+        grey = (np.clip((plane - low) / max(high - low, 1e-9), 0, 1) * 255).round().astype(np.uint8)
+        layers = []
+    if over is not None:
+        layers.append(_cover(reorient(over, "LPS"), tuple(cut)))
+    picture = Image.fromarray(np.ascontiguousarray(_turn(grey, flip))).convert("RGBA")
+    for layer in layers:
+        picture.alpha_composite(Image.fromarray(np.ascontiguousarray(_turn(layer, flip))))
+    spacing = [image.geometry.spacing[other] for other in range(3) if other != side]
+    finest = min(spacing)
+    size = [max(1, round(pixels * mm / finest)) for pixels, mm in zip(picture.size, spacing, strict=True)]
+    if max(size) <= _LARGEST_PICTURE and tuple(size) != picture.size:
+        picture = picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    stream = io.BytesIO()
+    picture.convert("RGB").save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _cover(over: Volume, cut: tuple[Any, ...]) -> NDArray[np.uint8]:
+    """Return a slice of ``over`` as colours with an opacity."""
+    if over.probabilities is not None:
+        return _class_colours(over.probabilities[cut].astype(np.float64), over.classes)
+    plane = over.array[cut].astype(np.float64)
+    top = float(over.array.max())
+    share = np.clip(plane / top, 0, 1) if top > 0 else np.zeros_like(plane)
+    rgba = np.empty((*share.shape, 4), dtype=np.uint8)
+    rgba[..., :3] = _DOUBT
+    rgba[..., 3] = np.clip(220 * share, 0, 220)
+    return rgba
 
 
 def _plane(
@@ -108,9 +178,10 @@ def _plane(
 
 
 def _class_colours(probabilities: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.uint8]:
-    colours = np.array([COLOURS[name] for name in classes], dtype=np.float64)
+    further = [_FURTHER[place % len(_FURTHER)] for place in range(len(classes))]
+    colours = np.array([COLOURS.get(name, further[place]) for place, name in enumerate(classes)], np.float64)
     best = probabilities.argmax(axis=-1)
-    chance = 1 / len(classes)
+    chance = 1 / len(classes) if len(classes) > 1 else 0.0
     sure = np.clip((probabilities.max(axis=-1) - chance) / (1 - chance), 0, 1)
     alpha = np.where(probabilities.sum(axis=-1) > 0, 30 + 150 * sure**2, 0)
     return np.dstack([colours[best], alpha[..., None]]).round().astype(np.uint8)
@@ -145,4 +216,5 @@ def _box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
 
 
 def _window(array: NDArray[Any]) -> tuple[float, float]:
-    return 0.0, float(np.percentile(array[array > 0], 99.5))
+    above = array[array > 0]
+    return 0.0, float(np.percentile(above, 99.5)) if above.size else 1.0

@@ -1,12 +1,14 @@
 """The steps that come with sagittal."""
 
 from sagittal.workflow.steps.composition import MeasureCTSlice
+from sagittal.workflow.steps.correct import CorrectMask
 from sagittal.workflow.steps.image import ReadImage
 from sagittal.workflow.steps.record import ReadRecord, TakeRecord
 from sagittal.workflow.steps.report import DraftReport
 from sagittal.workflow.steps.tissue import SegmentTissue
 
 __all__ = [
+    "CorrectMask",
     "DraftReport",
     "MeasureCTSlice",
     "ReadImage",

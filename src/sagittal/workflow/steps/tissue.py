@@ -58,9 +58,10 @@ class SegmentTissue(Step):
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
         context.report("segmenting brain tissue")
         tissue = self.method.segment(inputs["t1"], seed=context.seed)
-        return Result(outputs={"tissue": tissue}, findings=self._findings(tissue))
+        return Result(outputs={"tissue": tissue}, findings=self.findings(tissue))
 
-    def _findings(self, tissue: Volume) -> list[FindingDraft]:
+    def findings(self, tissue: Volume) -> list[FindingDraft]:
+        """Measure a segmentation; also asked of one that a person corrected."""
         assert tissue.probabilities is not None, "a TissueSegmenter gives probabilities"
         size = tissue.geometry.voxel_volume_ml
         findings = []
