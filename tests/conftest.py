@@ -28,12 +28,28 @@ def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "own-data"))
 
 
+def start_postgresql() -> Any:
+    """Start a PostgreSQL server of a test's own (see store_places.Server), or skip the test."""
+    from store_places import Server, UnavailableError
+
+    try:
+        return Server()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Any]:
-    """A PostgreSQL server of the tests' own, started once (see store_places.Server)."""
-    from store_places import Server
+    """A PostgreSQL server of the tests' own, started once."""
+    server = start_postgresql()
+    yield server
+    server.remove()
 
-    server = Server()
+
+@pytest.fixture
+def own_postgresql() -> Iterator[Any]:
+    """A PostgreSQL server of one test, which may stop and start it."""
+    server = start_postgresql()
     yield server
     server.remove()
 

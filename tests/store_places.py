@@ -10,12 +10,16 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from sagittal.case.store import CaseStore
+
+
+class UnavailableError(Exception):
+    """PostgreSQL cannot be started here; the message says why."""
+
 
 CONTENTS = {name: name.encode() for name in ("t1", "volume", "other")}
 """What the runs of the tests refer to."""
@@ -45,7 +49,7 @@ class Place:
         """Run a statement on the database past the store."""
         from sqlalchemy import text
 
-        with self.open(read_only=False) as store, store._database.engine.connect() as connection:
+        with self.open(read_only=False) as store, store.database.engine.connect() as connection:
             done = connection.execute(text(statement))
             rows = [tuple(row) for row in done] if done.returns_rows else []
             connection.commit()
@@ -63,15 +67,18 @@ class Server:
     def __init__(self) -> None:
         binaries = _binaries()
         if binaries is None:
-            pytest.skip("PostgreSQL is not installed")
-        pytest.importorskip("psycopg", reason="psycopg is not installed")
+            raise UnavailableError("PostgreSQL is not installed")
+        if find_spec("psycopg") is None:
+            raise UnavailableError("psycopg is not installed")
         self._binaries = binaries
         self._as: list[str] = []
         self.folder = Path(tempfile.mkdtemp(prefix="sagittal-postgresql-"))
         if os.geteuid() == 0:
             user = next((u for u in ("postgres", "nobody") if _known(u)), None)
             if user is None or shutil.which("runuser") is None:
-                pytest.skip("PostgreSQL refuses to run as root, and there is no other user to run it")
+                raise UnavailableError(
+                    "PostgreSQL refuses to run as root, and there is no other user to run it"
+                )
             self._as = ["runuser", "-u", user, "--"]
             shutil.chown(self.folder, user)
         with socket.socket() as free:
@@ -102,6 +109,13 @@ class Server:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
         return self.url(name)
+
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is connected to it."""
+        import psycopg
+
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {url.rsplit('/', 1)[1]} WITH (FORCE)")
 
     def remove(self) -> None:
         try:

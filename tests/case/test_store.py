@@ -415,7 +415,7 @@ def test_another_writers_lock_is_waited_for_or_named(
 ) -> None:
     with in_folder(tmp_path).open() as store:
         case_id = store.create_case("demo")
-        with store._database.engine.connect() as connection:
+        with store.database.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA busy_timeout=1")
             other = sqlite3.connect(tmp_path / "cases.sqlite", isolation_level=None)
             other.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""A process of its own that adds runs to a case: ``python writer.py FOLDER CASE NAME COUNT``.
+"""A process of its own that adds runs to a case: ``python writer.py STORE CASE NAME COUNT [OBJECTS]``.
 
 It is run, not imported: the tests kill it. It says each run's number once the store has it.
 """
@@ -14,8 +14,8 @@ from sagittal.case.record import Artifact, FindingDraft, Run
 from sagittal.case.store import CaseStore
 
 
-def main(folder: str, case_id: str, name: str, count: str) -> None:
-    with CaseStore(Path(folder)) as store:
+def main(location: str, case_id: str, name: str, count: str, objects: str = "") -> None:
+    with CaseStore(location, objects=Path(objects) if objects else None) as store:
         for index in range(int(count)):
             array = np.full(20_000, index)
             content = store.objects.put_array(array)  # the same array in every writer

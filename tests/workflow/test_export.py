@@ -52,7 +52,7 @@ def _in_space(seg, wanted_type: str):
     return orientation, spacing, frames
 
 
-@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+@pytest.mark.parametrize("kind", ["LABELMAP", "BINARY", "FRACTIONAL"])
 def test_dicom_segmentations_lie_where_the_tissue_lies(runner: Runner, case_id: str, exported, kind) -> None:
     tissue = _tissue(runner, case_id)
     seg = pydicom.dcmread(exported.files[f"dicom-seg {kind}"])
@@ -71,11 +71,13 @@ def test_dicom_segmentations_lie_where_the_tissue_lies(runner: Runner, case_id: 
         there = tuple(nearest.T)
         if kind == "LABELMAP":
             np.testing.assert_array_equal(tissue.array[there], pixels[rows, columns])
+        elif kind == "BINARY":
+            assert set(tissue.array[there]) == {segment}
         else:
             expected = tissue.probabilities[(*there, np.full(len(rows), segment - 1))]
             assert np.abs(expected - pixels[rows, columns] / 255).max(initial=0) <= 0.5 / 255 + 1e-6
         seen += len(rows)
-    if kind == "LABELMAP":
+    if kind != "FRACTIONAL":
         assert seen == np.count_nonzero(tissue.array)
     else:
         assert seen == np.count_nonzero((tissue.probabilities * 255).round())
@@ -182,5 +184,6 @@ def test_a_case_without_a_report_cannot_be_exported(runner: Runner, tmp_path: Pa
 def test_a_case_of_a_ct_slice_alone_has_a_page(runner: Runner, sources: Sources, tmp_path: Path) -> None:
     case_id = run_case(runner, Sources(ct=sources.ct), label="ct only", model="")
     exported = export_case(runner.store, case_id, tmp_path / "ct-out")
-    assert set(exported.files) == {"record", "fhir", "page"}
+    segmentations = {f"ct dicom-seg {kind}" for kind in ("LABELMAP", "BINARY", "FRACTIONAL")}
+    assert set(exported.files) == {"record", "fhir", "page", "ct dicom-sr", *segmentations}
     assert "Head CT, one slice" in exported.report.read_text()

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,8 +64,12 @@ class Database(ABC):
     hints: ClassVar[dict[str, str]]
 
     @abstractmethod
-    def prepare(self) -> None:
-        """Refuse what must not be touched, then make the place where the database is to lie."""
+    def prepare(self, known: Collection[str]) -> None:
+        """Refuse what must not be touched, then make the place where the database is to lie.
+
+        Args:
+            known: Versions of a store that this code can open.
+        """
 
     @abstractmethod
     def lock(self, connection: Connection, case_id: str | None) -> None:
@@ -90,7 +94,7 @@ class Database(ABC):
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
         """A session that sees the record as of one moment."""
-        with self.errors(), Session(self.engine) as session:
+        with self.errors(), Session(self.engine, info={"source": self.source}) as session:
             self.snapshot(session.connection())
             yield session
 
@@ -103,7 +107,8 @@ class Database(ABC):
         """
         if self.read_only:
             raise StorageError("the store was opened read-only", source=self.source)
-        with self.errors(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+        told = {"source": self.source}
+        with self.errors(), Session(self.engine, info=told) as session, session.begin():
             if alone:
                 self.lock_all(session.connection())
             else:
@@ -151,14 +156,14 @@ class SQLite(Database):
         )
         event.listen(self.engine, "connect", self._configure)
 
-    def prepare(self) -> None:
+    def prepare(self, known: Collection[str]) -> None:
         """Make the folder, its owner's alone."""
         folder = self.path.parent
         if self.read_only:
             if not self.path.is_file():
                 raise StorageError("there is no case store here", source=folder, expected="a cases.sqlite")
             return
-        self._refuse_strangers()
+        self._refuse_strangers(known)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(folder.stat().st_mode & 0o700)
@@ -192,19 +197,37 @@ class SQLite(Database):
             finally:
                 target.close()
 
-    def _refuse_strangers(self) -> None:
-        """Refuse a file with another program's tables before a byte of it, or a file beside it, changes."""
-        log = self.path.with_name(f"{self.path.name}-wal")
-        if not self.path.is_file() or log.exists():
+    def _refuse_strangers(self, known: Collection[str]) -> None:
+        """Refuse another program's file, or a later version's, before a byte of it or beside it changes.
+
+        It is read without a lock, which would leave files beside it. Where somebody writes to it meanwhile
+        nothing is concluded: opening it properly will tell.
+        """
+        before = self._marks()
+        if before is None:
             return
+        names, found = [], None
         with contextlib.suppress(sqlite3.Error):  # what cannot be read is named when it is opened
-            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-            try:
-                names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master")}
-            finally:
-                connection.close()
-            if names and "alembic_version" not in names:
-                raise StorageError("this is not a case store", source=self.path, value=sorted(names)[:3])
+            address = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+                names = sorted(row[0] for row in connection.execute("SELECT name FROM sqlite_master"))
+                if "alembic_version" in names:
+                    found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        if self._marks() != before:
+            return
+        if names and "alembic_version" not in names:
+            raise StorageError("this is not a case store", source=self.path, value=", ".join(names[:3]))
+        if found is not None and found[0] not in known:
+            raise StorageError(
+                "the store is of another version", source=self.path, value=found[0], expected=max(known)
+            )
+
+    def _marks(self) -> tuple[int, int] | None:
+        """Size and time of the file; None where there is none, or a log beside it that belongs to it."""
+        if self.path.with_name(f"{self.path.name}-wal").exists() or not self.path.is_file():
+            return None
+        found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
 
     def _connect(self) -> sqlite3.Connection:
         # On a medium that cannot be written, SQLite cannot make the files that WAL needs beside the database.
@@ -276,7 +299,7 @@ class PostgreSQL(Database):
             connect_args={"connect_timeout": 10, "options": options, "client_encoding": "utf8"},
         )
 
-    def prepare(self) -> None:
+    def prepare(self, known: Collection[str]) -> None:
         """Nothing: the server has made the place."""
 
     def lock(self, connection: Connection, case_id: str | None) -> None:

@@ -6,9 +6,11 @@ An array is an ``.npy`` file (no pickle), anything else a ``.bin`` file. Equal c
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from sagittal.core.errors import StorageError
 from sagittal.core.files import atomic_path, storage_errors
 from sagittal.core.provenance import hash_array
 
-__all__ = ["ObjectStore"]
+__all__ = ["ObjectStore", "check_file"]
 
 
 class ObjectStore:
@@ -49,11 +51,7 @@ class ObjectStore:
         Raises:
             StorageError: It is not in the store, or its content has changed on disk.
         """
-        path = self._existing(digest, "bin")
-        with storage_errors(path):
-            content = path.read_bytes()
-        self._compare(path, digest, hashlib.sha256(content).hexdigest())
-        return content
+        return _read_bytes(self._existing(digest, "bin"), digest)
 
     def put_array(self, array: NDArray[Any]) -> str:
         """Keep ``array``; return its :func:`~sagittal.core.provenance.hash_array`."""
@@ -74,16 +72,30 @@ class ObjectStore:
         Raises:
             StorageError: It is not in the store, or its content has changed on disk.
         """
-        path = self._existing(digest, "npy")
-        try:
-            with storage_errors(path), path.open("rb") as stream:
-                array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        except OSError:
-            raise
-        except Exception as error:  # a damaged header fails in many ways, MemoryError among them
-            raise StorageError("the content on disk is damaged", source=path, value=error) from error
-        self._compare(path, digest, hash_array(array))
-        return array
+        return _read_array(self._existing(digest, "npy"), digest)
+
+    def check(self, digest: str) -> Path:
+        """Return the file that holds a content, after comparing it with its hash.
+
+        Raises:
+            StorageError: It is not in the store, or its content has changed on disk.
+        """
+        path = self.find(digest)
+        if path is None:
+            raise self._absent(digest)
+        check_file(path, digest)
+        return path
+
+    def adopt(self, path: Path, digest: str) -> None:
+        """Move a file, ``.bin`` or ``.npy``, into the store; the caller has done :func:`check_file`.
+
+        Raises:
+            StorageError: The store cannot be written.
+        """
+        target = self._path(digest, path.suffix[1:])
+        if not self._refreshed(target):
+            with atomic_path(target) as temporary:
+                path.replace(temporary)
 
     def find(self, digest: str) -> Path | None:
         """Return the file that holds a content, or None."""
@@ -97,7 +109,7 @@ class ObjectStore:
         """
         path = self.find(digest)
         if path is None:
-            raise StorageError("the store does not hold this content", source=self.folder, value=digest)
+            raise self._absent(digest)
         return path.stat().st_size
 
     def _refreshed(self, path: Path) -> bool:
@@ -119,6 +131,55 @@ class ObjectStore:
             raise StorageError("the store does not hold this content", source=path, value=digest)
         return path
 
-    def _compare(self, path: Path, wanted: str, found: str) -> None:
-        if wanted != found:
-            raise StorageError("the content on disk has changed", source=path, value=found, expected=wanted)
+    def _absent(self, digest: str) -> StorageError:
+        return StorageError("the store does not hold this content", source=self.folder, value=digest)
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Compare a file, ``.bin`` or ``.npy``, with the hash of its content.
+
+    Raises:
+        StorageError: It holds something else.
+    """
+    _READERS[path.suffix](path, digest)
+
+
+def _read_bytes(path: Path, digest: str) -> bytes:
+    with storage_errors(path):
+        content = path.read_bytes()
+    _compare(path, digest, hashlib.sha256(content).hexdigest())
+    return content
+
+
+def _read_array(path: Path, digest: str) -> NDArray[Any]:
+    try:
+        with storage_errors(path), path.open("rb") as stream:
+            _refuse_lies(stream, path.stat().st_size)
+            array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header fails in many ways, MemoryError among them
+        raise StorageError("the content on disk is damaged", source=path, value=error) from error
+    _compare(path, digest, hash_array(array))
+    return array
+
+
+def _refuse_lies(stream: BinaryIO, size: int) -> None:
+    """Refuse a header that promises other than the file holds, before memory is taken for it."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in read:
+        raise ValueError(f"version {version} of the npy format")
+    shape, _, dtype = read[version](stream)
+    held = size - stream.tell()
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"{shape} of {dtype} in {held} bytes")
+    stream.seek(0)
+
+
+def _compare(path: Path, wanted: str, found: str) -> None:
+    if wanted != found:
+        raise StorageError("the content on disk has changed", source=path, value=found, expected=wanted)
+
+
+_READERS: dict[str, Callable[[Path, str], object]] = {".bin": _read_bytes, ".npy": _read_array}

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from sagittal.core.errors import InputError
-from sagittal.core.provenance import Measurement, hash_json
+from sagittal.core.provenance import Measurement, canonical_json, hash_json
 
 __all__ = ["Artifact", "Case", "Event", "Finding", "FindingDraft", "FindingState", "Run", "Verdict"]
 
@@ -216,6 +216,20 @@ class Case:
                     return artifact
         return None
 
+    def repeated(self, run: Run) -> Run | None:
+        """Return the run in the case that read and asked for the same as ``run``, or None.
+
+        Same are step, version, parameters, seed, inputs by content, and numbers of the findings read.
+        """
+        wanted = _asked(run)
+        return next((done for done in self.runs if _asked(done) == wanted), None)
+
     def standing(self, prefix: str = "") -> tuple[Finding, ...]:
         """Return the findings that a report may use, whose code starts with ``prefix``."""
         return tuple(f for f in self.findings if f.stands and f.content.code.startswith(prefix))
+
+
+def _asked(run: Run) -> tuple[object, ...]:
+    """What a run was asked to do, apart from what came of it."""
+    inputs = [(artifact.role, artifact.kind, artifact.content) for artifact in run.inputs]
+    return (run.step, run.version, canonical_json(dict(run.parameters)), run.seed, inputs, run.used)

@@ -1,6 +1,7 @@
 """Tables of the case store. Rows of the record are only ever added: triggers refuse updates and deletes.
 
-``case_summaries`` alone is changed: it repeats what the record says, for the worklist, and can be made again.
+``case_summaries`` and ``jobs`` are no part of it and are changed: the one repeats what the record says, for
+the worklist, and can be made again; the other says what batches have to do.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ __all__ = [
     "ContentUseRow",
     "EventRow",
     "FindingRow",
+    "JobRow",
     "RunRow",
     "StoreRow",
     "SummaryRow",
@@ -165,3 +167,21 @@ class SummaryRow(Base):
     undecided: Mapped[int] = mapped_column(Integer)
     doubt: Mapped[float | None] = mapped_column(Float)
     worst: Mapped[str] = mapped_column(Text)
+
+
+class JobRow(Base):
+    """One job of a batch; its row changes as work goes on, for it is no part of the record."""
+
+    __tablename__ = "jobs"
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    batch: Mapped[str] = mapped_column(String(12))
+    sources: Mapped[list[str]] = mapped_column(JSON)
+    steps: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    case_id: Mapped[str | None] = mapped_column(ForeignKey("cases.id"))
+    state: Mapped[str] = mapped_column(String(8))
+    attempts: Mapped[int] = mapped_column(Integer)
+    worker: Mapped[str] = mapped_column(Text)
+    beat: Mapped[int] = mapped_column(Integer)
+    started: Mapped[str] = mapped_column(String(40))
+    seconds: Mapped[float | None] = mapped_column(Float)
+    error: Mapped[str] = mapped_column(Text)

@@ -7,39 +7,30 @@ on disk; whatever interrupts it, the record holds the whole run or nothing of it
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy import insert, select
 
-from sagittal.case import audit, uses, worklist
+from sagittal.case import audit, changes, reading, uses, worklist
 from sagittal.case.audit import AuditLine
 from sagittal.case.engines import Database, PostgreSQL, SQLite, is_url
 from sagittal.case.objects import ObjectStore
-from sagittal.case.record import Artifact, Case, Event, Finding, FindingDraft, Run, Verdict
-from sagittal.case.rows import check_text, event_of, finding_of, finding_values, now, run_of, run_values
-from sagittal.case.schema import CaseRow, EventRow, FindingRow, RunRow, StoreRow
-from sagittal.case.upgrade import require, upgrade
+from sagittal.case.reading import FindingPage
+from sagittal.case.record import Artifact, Case, Finding, FindingDraft, Run, Verdict
+from sagittal.case.rows import check_text, run_values
+from sagittal.case.schema import CaseRow, RunRow, StoreRow
+from sagittal.case.upgrade import require, upgrade, versions
 from sagittal.case.worklist import CaseSummary, Worklist
-from sagittal.core.errors import ConflictError, InputError, StorageError
+from sagittal.core.errors import InputError, StorageError
 from sagittal.core.files import storage_errors, write_text
 from sagittal.core.places import data_folder
 
 __all__ = ["CaseStore", "FindingPage"]
 
 _MARK = "store-id"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FindingPage:
-    """Part of a case's findings: ``rows`` of ``total``, by number."""
-
-    total: int
-    rows: tuple[Finding, ...]
 
 
 class CaseStore:
@@ -75,40 +66,40 @@ class CaseStore:
         self.location, self.read_only = str(location), read_only
         remote = is_url(self.location)
         self.folder = None if remote else Path(location)
-        self._database: Database = (
+        self.database: Database = (
             SQLite(self.folder / "cases.sqlite", read_only=read_only)
             if self.folder is not None
             else PostgreSQL(self.location, read_only=read_only)
         )
         default = self.folder / "objects" if self.folder is not None else None
-        self._database.prepare()
+        self.database.prepare(versions())
         try:
-            with self._database.errors():
+            with self.database.errors():
                 if not read_only:
-                    upgrade(self._database, {"objects": objects or default, "store_id": _store_id})
-                with self._database.engine.connect() as connection:
-                    problem = self._database.check(connection)
+                    upgrade(self.database, {"objects": objects or default, "store_id": _store_id})
+                with self.database.engine.connect() as connection:
+                    problem = self.database.check(connection)
                     if problem is not None:
                         raise StorageError(
-                            "the database is damaged", source=self._database.source, value=problem
+                            "the database is damaged", source=self.database.source, value=problem
                         )
-                    require(self._database, connection)
+                    require(self.database, connection)
                     self.id = str(connection.execute(select(StoreRow.id)).scalar_one())
             self.objects = ObjectStore(objects or default or data_folder() / f"objects-{self.id}")
             if self.objects.folder != default:
                 self._know_each_other(self.objects.folder / _MARK)
         except BaseException:
-            self._database.close()
+            self.database.close()
             raise
 
     @property
     def source(self) -> str:
         """The database's path or URL for messages, without a password."""
-        return self._database.source
+        return self.database.source
 
     def close(self) -> None:
         """Close the database."""
-        self._database.close()
+        self.database.close()
 
     def __enter__(self) -> CaseStore:
         return self
@@ -124,16 +115,12 @@ class CaseStore:
         Raises:
             InputError: The label holds a character that no database keeps.
         """
-        check_text(label, "label")
-        identifier, moment = secrets.token_hex(6), now()
-        with self._database.writing() as session:
-            session.add(CaseRow(id=identifier, label=label, created=moment))
-            self._changed(session, "create-case", who, identifier, {}, moment)
-        return identifier
+        with self.database.writing() as session:
+            return changes.open_case(session, label, who)
 
     def case_ids(self) -> list[str]:
         """Return the ids of all cases, oldest first."""
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return list(session.scalars(select(CaseRow.id).order_by(CaseRow.created, CaseRow.id)))
 
     def case(self, case_id: str) -> Case:
@@ -142,8 +129,8 @@ class CaseStore:
         Raises:
             InputError: There is no such case.
         """
-        with self._database.reading() as session:
-            return self._load(session, case_id)
+        with self.database.reading() as session:
+            return reading.whole_case(session, case_id)
 
     def outline(self, case_id: str) -> tuple[Case, CaseSummary]:
         """Return a case with its runs and without its findings, and its line of the worklist.
@@ -153,17 +140,8 @@ class CaseStore:
         Raises:
             InputError: There is no such case.
         """
-        with self._database.reading() as session:
-            row = self._case_row(session, case_id)
-            runs = session.scalars(select(RunRow).filter_by(case_id=case_id).order_by(RunRow.number))
-            case = Case(
-                id=row.id,
-                label=row.label,
-                created=row.created,
-                runs=tuple(run_of(run) for run in runs),
-                findings=(),
-            )
-            return case, worklist.summary(session, case_id)
+        with self.database.reading() as session:
+            return reading.outline(session, case_id), worklist.summary(session, case_id)
 
     def worklist(
         self,
@@ -186,16 +164,16 @@ class CaseStore:
         Raises:
             InputError: No such state or order, or a negative offset or limit.
         """
-        _check_part(offset, limit)
+        reading.check_part(offset, limit)
         check_text(search, "search")
-        with self._database.reading() as session:
+        with self.database.reading() as session:
             return worklist.listed(
                 session, search=search, state=state, order=order, offset=offset, limit=limit
             )
 
     def rebuild_worklist(self) -> None:
         """Make the worklist again from the record. Nothing that the store does should make this needed."""
-        with self._database.writing(alone=True) as session:
+        with self.database.writing(alone=True) as session:
             worklist.rebuild(session)
 
     # Findings
@@ -206,8 +184,8 @@ class CaseStore:
         Raises:
             InputError: There is no such case or finding.
         """
-        with self._database.reading() as session:
-            return self._finding(session, case_id, number)
+        with self.database.reading() as session:
+            return reading.one_finding(session, case_id, number)
 
     def findings(
         self, case_id: str, *, offset: int = 0, limit: int = 100, standing: bool = False
@@ -223,18 +201,9 @@ class CaseStore:
         Raises:
             InputError: There is no such case, or a negative offset or limit.
         """
-        _check_part(offset, limit)
-        wanted = [FindingRow.case_id == case_id, *([worklist.stands()] if standing else [])]
-        with self._database.reading() as session:
-            self._case_row(session, case_id)
-            total = session.scalar(select(func.count()).select_from(FindingRow).where(*wanted)) or 0
-            rows = session.scalars(
-                select(FindingRow).where(*wanted).order_by(FindingRow.number).offset(offset).limit(limit)
-            ).all()
-            first, last = (rows[0].number, rows[-1].number) if rows else (0, -1)
-            events = self._events(session, case_id, first, last)
-            found = tuple(finding_of(row, events.get(row.number, [])) for row in rows)
-        return FindingPage(total=total, rows=found)
+        reading.check_part(offset, limit)
+        with self.database.reading() as session:
+            return reading.findings(session, case_id, offset=offset, limit=limit, standing=standing)
 
     def judge(self, case_id: str, number: int, verdict: Verdict, *, who: str, note: str = "") -> None:
         """Accept or reject a finding.
@@ -246,10 +215,10 @@ class CaseStore:
         """
         if verdict is Verdict.SUPERSEDED:
             raise InputError("a finding is superseded by another one", expected="CaseStore.supersede")
-        with self._database.writing(case_id) as session:
-            self._standing(session, case_id, number, who)
-            self._say(session, case_id, [(number, None)], verdict, who, note)
-            self._changed(session, "judge", who, case_id, {"finding": number, "verdict": verdict.value})
+        with self.database.writing(case_id) as session:
+            changes.require_standing(session, case_id, number, who)
+            changes.say(session, case_id, [(number, None)], verdict, who, note)
+            changes.changed(session, "judge", who, case_id, {"finding": number, "verdict": verdict.value})
 
     def supersede(
         self, case_id: str, number: int, draft: FindingDraft, *, who: str, note: str = ""
@@ -260,15 +229,13 @@ class CaseStore:
             InputError: No such finding, or nobody is named.
             ConflictError: The finding no longer stands.
         """
-        with self._database.writing(case_id) as session:
-            old = self._standing(session, case_id, number, who)
-            successor = self._last(session, FindingRow, case_id) + 1
-            session.add(FindingRow(**finding_values(case_id, successor, old.run, who, draft)))
-            session.flush()
-            self._say(session, case_id, [(number, successor)], Verdict.SUPERSEDED, who, note)
+        with self.database.writing(case_id) as session:
+            old = changes.require_standing(session, case_id, number, who)
+            successor = changes.add_findings(session, case_id, old.run, who, [draft])
+            changes.say(session, case_id, [(number, successor)], Verdict.SUPERSEDED, who, note)
             detail = {"finding": number, "successor": successor}
-            self._changed(session, "supersede", who, case_id, detail)
-            return self._finding(session, case_id, successor)
+            changes.changed(session, "supersede", who, case_id, detail)
+            return reading.one_finding(session, case_id, successor)
 
     # Runs
 
@@ -281,6 +248,7 @@ class CaseStore:
         author: str | None = None,
         replaces: Mapping[int, int] | None = None,
         unless_changed: Artifact | None = None,
+        once: bool = False,
     ) -> Run:
         """Add a run and its findings in one transaction; return the run with its number.
 
@@ -296,52 +264,43 @@ class CaseStore:
             replaces: Places in ``findings``, each with the number of the finding that it supersedes.
             unless_changed: The artifact that the run is based on; the case's latest one of this role must
                 still have this content.
+            once: Write nothing where the case holds a run that asked for the same
+                (:meth:`~sagittal.case.record.Case.repeated`), and return that one.
 
         Raises:
             InputError: There is no such case, finding or place, or nobody is named as author.
             ConflictError: The artifact, or a finding that is to be replaced, was changed by somebody else.
             StorageError: A content that the run refers to is not in the store.
         """
+        changes.check_author(author)
         name = f"{run.step} {run.version}" if author is None else author
         replaced = dict(replaces or {})
-        wrong = [place for place in replaced if not 0 <= place < len(findings)]
-        if wrong or len(set(replaced.values())) < len(replaced):
-            raise InputError(
-                "not every replacement is one finding for one",
-                source="replaces",
-                value=replaced,
-                expected=f"places 0 to {len(findings) - 1}, each with a number of its own",
-            )
-        with self._database.writing(case_id) as session:
-            self._case_row(session, case_id)
+        changes.check_replacements(replaced, len(findings))
+        with self.database.writing(case_id) as session:
+            reading.case_row(session, case_id)
+            if once and (done := reading.whole_case(session, case_id).repeated(run)) is not None:
+                return done
             if unless_changed is not None:
-                self._unchanged(session, case_id, unless_changed)
+                changes.require_unchanged(session, case_id, unless_changed)
             for number in replaced.values():
-                self._standing(session, case_id, number, name)
+                changes.require_standing(session, case_id, number, name)
             added = replace(
                 run,
-                number=self._last(session, RunRow, case_id) + 1,
+                number=reading.last(session, RunRow, case_id) + 1,
                 findings=tuple(f.content_hash for f in findings),
                 author=author or "",
             )
-            first = self._last(session, FindingRow, case_id) + 1
-            earlier = self._earlier_drafts(session, case_id, added)
+            earlier = changes.earlier_drafts(session, case_id, added)
             session.execute(insert(RunRow), [run_values(case_id, added)])
-            self._insert_findings(session, case_id, added.number, name, first, findings)
+            first = changes.add_findings(session, case_id, added.number, name, findings)
             uses.record(session, self.objects, case_id, added)
-            named = {(draft.code, draft.subject): first + i for i, draft in enumerate(findings)}
-            self._say(
-                session,
-                case_id,
-                [(number, first + place) for place, number in replaced.items()],
-                Verdict.SUPERSEDED,
-                name,
-                "replaced",
-            )
-            again = {old: named.get(key) for old, key in earlier.items() if old not in replaced.values()}
-            self._say(session, case_id, again.items(), Verdict.SUPERSEDED, name, "run again")
+            named = {(draft.code, draft.subject): first + place for place, draft in enumerate(findings)}
+            given = [(number, first + place) for place, number in replaced.items()]
+            again = [(old, named.get(key)) for old, key in earlier.items() if old not in replaced.values()]
+            for which, note in ((given, "replaced"), (again, "run again")):
+                changes.say(session, case_id, which, Verdict.SUPERSEDED, name, note)
             detail = {"run": added.number, "step": added.step, "findings": len(findings)}
-            self._changed(session, "add-run", name, case_id, detail)
+            changes.changed(session, "add-run", name, case_id, detail)
         return added
 
     # Audit
@@ -357,172 +316,16 @@ class CaseStore:
             case_id: The case it was about, whether there is one or not.
             detail: JSON values; nothing that identifies a patient.
         """
-        with self._database.writing() as session:
+        with self.database.writing() as session:
             audit.add(session, action, who, case_id, detail or {})
 
     def audit_lines(
         self, case_id: str | None = None, offset: int = 0, limit: int = 100
     ) -> tuple[AuditLine, ...]:
         """Return audit lines, the newest first, of one case or of all."""
-        _check_part(offset, limit)
-        with self._database.reading() as session:
+        reading.check_part(offset, limit)
+        with self.database.reading() as session:
             return audit.lines(session, case_id, offset, limit)
-
-    # Within a transaction
-
-    def _load(self, session: Session, case_id: str) -> Case:
-        row = self._case_row(session, case_id)
-        runs = session.scalars(select(RunRow).filter_by(case_id=case_id).order_by(RunRow.number))
-        findings = session.scalars(select(FindingRow).filter_by(case_id=case_id).order_by(FindingRow.number))
-        events = self._events(session, case_id)
-        return Case(
-            id=row.id,
-            label=row.label,
-            created=row.created,
-            runs=tuple(run_of(run) for run in runs),
-            findings=tuple(finding_of(found, events.get(found.number, [])) for found in findings),
-        )
-
-    def _case_row(self, session: Session, case_id: str) -> CaseRow:
-        check_text(case_id, "case")
-        row = session.get(CaseRow, case_id)
-        if row is None:
-            raise InputError(
-                "no case has this id", source=self.source, value=case_id, expected="'sagittal case list'"
-            )
-        return row
-
-    def _finding(self, session: Session, case_id: str, number: int) -> Finding:
-        self._case_row(session, case_id)
-        last = self._last(session, FindingRow, case_id)
-        if not 1 <= number <= last:
-            raise InputError("no finding has this number", value=number, expected=f"1 to {last}")
-        row = session.get_one(FindingRow, (case_id, number))
-        return finding_of(row, self._events(session, case_id, number, number).get(number, []))
-
-    def _events(
-        self, session: Session, case_id: str, first: int | None = None, last: int | None = None
-    ) -> dict[int, list[Event]]:
-        wanted = select(EventRow).filter_by(case_id=case_id).order_by(EventRow.number)
-        if first is not None:
-            wanted = wanted.where(EventRow.finding.between(first, last))
-        events: dict[int, list[Event]] = {}
-        for row in session.scalars(wanted):
-            events.setdefault(row.finding, []).append(event_of(row))
-        return events
-
-    def _standing(self, session: Session, case_id: str, number: int, who: str) -> Finding:
-        check_text(who, "who")
-        if not who.strip():
-            raise InputError("a verdict needs a name", source=f"finding {number}", expected="who says so")
-        found = self._finding(session, case_id, number)
-        if not found.stands:
-            last = found.events[-1]
-            raise ConflictError(
-                "the finding no longer stands",
-                source=f"finding {number}",
-                value=f"{found.state} by {last.who}, {last.when}",
-            )
-        return found
-
-    def _unchanged(self, session: Session, case_id: str, base: Artifact) -> None:
-        columns = (RunRow.outputs, RunRow.author, RunRow.step, RunRow.started)
-        runs = select(*columns).filter_by(case_id=case_id).order_by(RunRow.number.desc())
-        for outputs, author, step, started in session.execute(runs):
-            for output in outputs:
-                if output["role"] != base.role:
-                    continue
-                if output["content"] == base.content:
-                    return
-                raise ConflictError(
-                    f"{base.role} was changed meanwhile",
-                    source=f"case {case_id}",
-                    value=f"a change by {author or step}, {started}",
-                    expected="a change of what is there now",
-                )
-        raise ConflictError("the case has no such artifact", source=f"case {case_id}", value=base.role)
-
-    def _earlier_drafts(self, session: Session, case_id: str, run: Run) -> dict[int, tuple[str, str]]:
-        """Drafts that earlier runs of the same step for the same roles left: number to code and subject."""
-        roles = [output.role for output in run.outputs]
-        columns = (RunRow.number, RunRow.step, RunRow.version, RunRow.outputs)
-        runs = {
-            number: f"{step} {version}"
-            for number, step, version, outputs in session.execute(
-                select(*columns).filter_by(case_id=case_id, step=run.step)
-            )
-            if [output["role"] for output in outputs] == roles
-        }
-        judged = select(EventRow.finding).filter_by(case_id=case_id)
-        drafts = select(FindingRow.number, FindingRow.run, FindingRow.author, FindingRow.content).where(
-            FindingRow.case_id == case_id, FindingRow.run.in_(runs), FindingRow.number.not_in(judged)
-        )
-        return {
-            number: (content["code"], content["subject"])
-            for number, made_by, author, content in session.execute(drafts.order_by(FindingRow.number))
-            if author == runs[made_by]
-        }
-
-    def _insert_findings(
-        self,
-        session: Session,
-        case_id: str,
-        run: int,
-        author: str,
-        first: int,
-        drafts: Sequence[FindingDraft],
-    ) -> None:
-        rows = [
-            finding_values(case_id, first + place, run, author, draft) for place, draft in enumerate(drafts)
-        ]
-        if rows:
-            session.execute(insert(FindingRow), rows)
-
-    def _say(
-        self,
-        session: Session,
-        case_id: str,
-        findings: Iterable[tuple[int, int | None]],
-        verdict: Verdict,
-        who: str,
-        note: str,
-    ) -> None:
-        """Add an event for each finding: its number, and the number of its successor."""
-        check_text(note, "note")
-        first, moment = self._last(session, EventRow, case_id) + 1, now()
-        rows = [
-            {
-                "case_id": case_id,
-                "number": first + place,
-                "finding": number,
-                "verdict": verdict.value,
-                "who": who,
-                "when": moment,
-                "note": note,
-                "successor": successor,
-            }
-            for place, (number, successor) in enumerate(findings)
-        ]
-        if rows:
-            session.execute(insert(EventRow), rows)
-
-    def _changed(
-        self,
-        session: Session,
-        action: str,
-        who: str,
-        case_id: str,
-        detail: Mapping[str, Any],
-        moment: str | None = None,
-    ) -> None:
-        """What every change of a case ends with: its line in the audit, and its summary."""
-        audit.add(session, action, who, case_id, detail)
-        worklist.refresh(session, case_id, moment or now())
-
-    def _last(
-        self, session: Session, table: type[RunRow] | type[FindingRow] | type[EventRow], case_id: str
-    ) -> int:
-        return session.scalar(select(func.max(table.number)).where(table.case_id == case_id)) or 0
 
     def _know_each_other(self, mark: Path) -> None:
         """Let the folder of contents carry the store's id; refuse the folder of another store."""
@@ -536,12 +339,3 @@ class CaseStore:
             raise StorageError(
                 "these contents belong to another store", source=mark, value=known, expected=self.id
             )
-
-
-def _check_part(offset: int, limit: int) -> None:
-    if offset < 0 or limit < 0:
-        raise InputError(
-            "a part begins before the start or ends before it begins",
-            value=(offset, limit),
-            expected="0 or more",
-        )

@@ -15,8 +15,9 @@ from sagittal.core.errors import StorageError
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
-__all__ = ["configuration", "require", "upgrade"]
+__all__ = ["configuration", "require", "upgrade", "versions"]
 
 
 def upgrade(database: Database, attributes: Mapping[str, Any]) -> None:
@@ -35,10 +36,10 @@ def upgrade(database: Database, attributes: Mapping[str, Any]) -> None:
     from alembic import command
 
     with database.engine.connect() as connection:
-        found, wanted, known = _versions(connection)
+        found, wanted = _versions(connection)
         if found == wanted:
             return
-        if found is not None and found not in known:
+        if found is not None and found not in versions():
             raise _other_version(database, found, wanted)
         if found is None and (
             strange := set(inspect(connection).get_table_names()) & set(Base.metadata.tables)
@@ -57,7 +58,7 @@ def require(database: Database, connection: Connection) -> None:
     Raises:
         StorageError: The message names both versions.
     """
-    found, wanted, _ = _versions(connection)
+    found, wanted = _versions(connection)
     if found != wanted:
         raise _other_version(database, found, wanted)
 
@@ -71,13 +72,22 @@ def configuration() -> Config:
     return config
 
 
-def _versions(connection: Connection) -> tuple[str | None, str | None, set[str]]:
+def versions() -> set[str]:
+    """Return every version of a store that this code can open."""
+    return {script.revision for script in _scripts().walk_revisions()}
+
+
+def _versions(connection: Connection) -> tuple[str | None, str | None]:
+    """The version that the store has, and the one that this code reads."""
     from alembic.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision(), _scripts().get_current_head()
+
+
+def _scripts() -> ScriptDirectory:
     from alembic.script import ScriptDirectory
 
-    scripts = ScriptDirectory.from_config(configuration())
-    found = MigrationContext.configure(connection).get_current_revision()
-    return found, scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
+    return ScriptDirectory.from_config(configuration())
 
 
 def _other_version(database: Database, found: str | None, wanted: str | None) -> StorageError:

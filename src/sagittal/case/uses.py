@@ -17,7 +17,7 @@ from sagittal.case.objects import ObjectStore
 from sagittal.case.record import Run
 from sagittal.case.schema import ContentRow, ContentUseRow
 
-__all__ = ["count", "digests", "record", "used", "write"]
+__all__ = ["by_run", "count", "digests", "record", "used", "write"]
 
 _AT_ONCE = 500
 
@@ -59,6 +59,15 @@ def used(session: Session, wanted: Iterable[str]) -> set[str]:
     for start in range(0, len(asked), _AT_ONCE):
         part = asked[start : start + _AT_ONCE]
         found |= set(session.scalars(select(ContentRow.digest).where(ContentRow.digest.in_(part))))
+    return found
+
+
+def by_run(session: Session, case_id: str) -> dict[int, list[str]]:
+    """Return the contents that each run of a case refers to, sorted."""
+    query = select(ContentUseRow.run, ContentUseRow.digest).filter_by(case_id=case_id)
+    found: dict[int, list[str]] = {}
+    for run, digest in session.execute(query.order_by(ContentUseRow.run, ContentUseRow.digest)):
+        found.setdefault(run, []).append(digest)
     return found
 
 

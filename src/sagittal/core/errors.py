@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ArchiveError",
     "AssetError",
     "ChecksumError",
     "ConflictError",
@@ -83,6 +84,10 @@ class ChecksumError(AssetError):
 
 class OfflineError(AssetError):
     """Something would have to be fetched, and fetching is switched off."""
+
+
+class ArchiveError(SagittalError):
+    """An image archive cannot be reached, refuses, or answers what cannot be right."""
 
 
 class StorageError(SagittalError, OSError):

@@ -15,7 +15,7 @@ from sagittal.case.worklist import ORDERS, STATES
 from sagittal.core.progress import status
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 
-__all__ = ["StoreOption", "app", "summary"]
+__all__ = ["CaseArgument", "StoreOption", "app", "summary"]
 
 app = typer.Typer(no_args_is_help=True)
 

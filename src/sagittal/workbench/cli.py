@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import sagittal.workbench.store_commands  # noqa: F401  (adds its commands to those on cases)
 from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, status
-from sagittal.workbench import assets_commands, case_commands, language
+from sagittal.workbench import assets_commands, batch_command, case_commands, dicom_commands, language
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
-from sagittal.workbench.serve import serve
 from sagittal.workbench.serve import serve
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(case_commands.app, name="case", help="Cases in the store.")
+app.add_typer(dicom_commands.app, name="dicomweb", help="Image archives that speak DICOMweb.")
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
 
@@ -99,6 +100,9 @@ def run(
     with status(quiet=as_json) as report:
         summary = _run(sources, out, store, offline, label, model, report)
     _print(summary, as_json)
+
+
+app.command()(batch_command.batch)
 
 
 @app.command()

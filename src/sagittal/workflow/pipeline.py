@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from sagittal.core.errors import InputError
 from sagittal.core.files import write_text
 from sagittal.core.progress import Report, silent
 from sagittal.records import simulate_record
+from sagittal.workflow.artifacts import SourceFiles
 from sagittal.workflow.models import DEFAULT_MODEL
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.step import Step
@@ -23,7 +24,7 @@ from sagittal.workflow.steps import (
     TakeRecord,
 )
 
-__all__ = ["Sources", "demo_sources", "run_case"]
+__all__ = ["STAGES", "Sources", "Stage", "complete_case", "demo_sources", "plan", "run_case", "stages"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,93 @@ class Sources:
     ct_note: str = ""
     encoding: str = "utf-8"
 
+    def files(self, name: str) -> Sequence[Path]:
+        """Return the files of the stage that takes ``name``."""
+        return {"t1": self.t1, "ct": self.ct, "record": self.record}[name]
 
-def run_case(runner: Runner, sources: Sources, *, label: str, model: str = DEFAULT_MODEL) -> str:
-    """Open a case, take its files in, run every step that has its inputs, and return the case's id.
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a person asks for by one word: the files it takes, and the steps that follow.
+
+    Attributes:
+        takes: Name of its files in :class:`Sources`; empty when it works on findings alone.
+        steps: Makes its steps, in order, from the sources and the name of the language model.
+    """
+
+    takes: str
+    steps: Callable[[Sources, str], Sequence[Step]]
+
+
+STAGES: Mapping[str, Stage] = {
+    "tissue": Stage(
+        takes="t1",
+        steps=lambda sources, _: [
+            ReadImage(role="t1", title="T1 image", note=sources.t1_note),
+            SegmentTissue(),
+        ],
+    ),
+    "ct": Stage(
+        takes="ct",
+        steps=lambda sources, _: [
+            ReadImage(role="ct", title="CT slice", note=sources.ct_note, unit="HU"),
+            MeasureCTSlice(),
+        ],
+    ),
+    "record": Stage(
+        takes="record",
+        steps=lambda sources, model: [
+            TakeRecord(encoding=sources.encoding),
+            *([ReadRecord(model=model)] if model else []),
+        ],
+    ),
+    "report": Stage(takes="", steps=lambda _, model: [DraftReport(model=model)]),
+}
+"""The stages by the name a person types, in the order in which they run."""
+
+
+def stages(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in the order in which stages run.
+
+    Raises:
+        InputError: A name is unknown, or no stage is named that takes files.
+    """
+    for name in names:
+        if name not in STAGES:
+            raise InputError(
+                "no step has this name", value=repr(name), expected=f"some of {', '.join(STAGES)}"
+            )
+    chosen = tuple(name for name in STAGES if name in names)
+    if not any(STAGES[name].takes for name in chosen):
+        takers = ", ".join(name for name, stage in STAGES.items() if stage.takes)
+        raise InputError(
+            "no step takes a file", value=", ".join(chosen) or "none", expected=f"one of {takers}"
+        )
+    return chosen
+
+
+def plan(sources: Sources, names: Sequence[str] = tuple(STAGES), *, model: str = DEFAULT_MODEL) -> list[Step]:
+    """Return the steps of the named stages that have their files.
+
+    Raises:
+        InputError: No file at all for these stages.
+    """
+    chosen = stages(names)
+    given = [name for name in chosen if not STAGES[name].takes or sources.files(STAGES[name].takes)]
+    if not any(STAGES[name].takes for name in given):
+        raise InputError("a case needs at least one file", expected="a T1 image, a CT slice or a record")
+    return [step for name in given for step in STAGES[name].steps(sources, model)]
+
+
+def run_case(
+    runner: Runner,
+    sources: Sources,
+    *,
+    label: str,
+    model: str = DEFAULT_MODEL,
+    case_id: str | None = None,
+) -> str:
+    """Take files into a case, run every step that has its inputs, and return the case's id.
 
     Args:
         runner: Where the case is kept and models come from.
@@ -56,38 +141,37 @@ def run_case(runner: Runner, sources: Sources, *, label: str, model: str = DEFAU
         label: What to call the case; should identify nobody.
         model: Language model: an asset's name, a folder, or empty for none (no record is read then, and
             rules word the impression).
+        case_id: A case that was begun, to complete; what is in it already is not done again. Without one,
+            a case is opened.
 
     Raises:
         InputError: No file at all, or a file that a step refuses. What was done before stays in the case.
     """
-    plan: list[tuple[str, Sequence[Path], list[Step]]] = [
-        (
-            "t1.files",
-            sources.t1,
-            [ReadImage(role="t1", title="T1 image", note=sources.t1_note), SegmentTissue()],
-        ),
-        (
-            "ct.files",
-            sources.ct,
-            [ReadImage(role="ct", title="CT slice", note=sources.ct_note, unit="HU"), MeasureCTSlice()],
-        ),
-        (
-            "record.files",
-            sources.record,
-            [TakeRecord(encoding=sources.encoding), *([ReadRecord(model=model)] if model else [])],
-        ),
-    ]
-    given = [(role, paths, steps) for role, paths, steps in plan if paths]
-    if not given:
-        raise InputError("a case needs at least one file", expected="a T1 image, a CT slice or a record")
-    case_id = runner.store.create_case(label)
-    for role, paths, _ in given:
-        runner.receive(case_id, role, paths)
-    for _, _, steps in given:
-        for step in steps:
-            runner.run(case_id, step)
-    runner.run(case_id, DraftReport(model=model))
+    steps = plan(sources, model=model)
+    names = [stage.takes for stage in STAGES.values() if stage.takes]
+    files = {f"{name}.files": sources.files(name) for name in names if sources.files(name)}
+    case_id = case_id or runner.store.create_case(label)
+    complete_case(runner, case_id, files, steps)
     return case_id
+
+
+def complete_case(
+    runner: Runner,
+    case_id: str,
+    files: Mapping[str, Sequence[Path] | SourceFiles],
+    steps: Sequence[Step],
+) -> None:
+    """Receive files into a case and run steps on it, leaving out what the case holds already.
+
+    Killed anywhere and called again, it completes the case: nothing is in it twice.
+
+    Raises:
+        InputError: A file that a step refuses. What was done before stays in the case.
+    """
+    for role, given in files.items():
+        runner.receive(case_id, role, given, once=True)
+    for step in steps:
+        runner.run(case_id, step, once=True)
 
 
 def demo_sources(folder: Path, *, offline: bool | None = None, report: Report = silent) -> Sources:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sagittal.workflow.artifacts import Kind, SourceFiles
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.step import Context, Result, Step
 
-__all__ = ["RECEIVE", "Runner", "execute"]
+__all__ = ["RECEIVE", "Runner", "execute", "read_files"]
 
 RECEIVE = "receive"
 """Name of the run that takes files in. It computes nothing, so replay only checks the files."""
@@ -43,22 +43,26 @@ class Runner:
     seed: int = 0
     report: Report = silent
 
-    def receive(self, case_id: str, role: str, paths: Sequence[Path]) -> Run:
+    def receive(
+        self, case_id: str, role: str, files: Sequence[Path] | SourceFiles, *, once: bool = False
+    ) -> Run:
         """Take files into the case as they are, under ``role``.
+
+        Args:
+            case_id: The case.
+            role: The files' part in the case.
+            files: Paths, or what :func:`read_files` has read of them.
+            once: Take nothing, and read no file, where the case has received files under ``role``: what
+                was received counts, whatever became of the files since.
 
         Raises:
             InputError: No file, or a path that is not a file.
         """
-        if not paths:
-            raise InputError("no file was given", source=role)
-        contents = []
-        for path in paths:
-            if not path.is_file():
-                raise InputError("there is no such file", source=path, expected="a file that can be read")
-            with storage_errors(path):
-                contents.append((path.name, path.read_bytes()))
+        if once and (before := self._received(case_id, role)) is not None:
+            return before
         started, clock = _now(), time.perf_counter()
-        output = artifacts.save(self.store.objects, role, Kind.FILES, SourceFiles(tuple(contents)))
+        contents = files if isinstance(files, SourceFiles) else read_files(files, role)
+        output = artifacts.save(self.store.objects, role, Kind.FILES, contents)
         run = Run(
             number=0,
             step=RECEIVE,
@@ -77,8 +81,14 @@ class Runner:
         )
         return self.store.add_run(case_id, run, ())
 
-    def run(self, case_id: str, step: Step) -> Run:
+    def run(self, case_id: str, step: Step, *, once: bool = False) -> Run:
         """Run a step on the latest inputs of a case and add the run with its findings.
+
+        Args:
+            case_id: The case.
+            step: What to run.
+            once: Return the run that is already in the case where one asked for and read the same:
+                version, parameters, seed, inputs by content, findings.
 
         Raises:
             InputError: An input is missing, or the step refuses it.
@@ -87,29 +97,54 @@ class Runner:
         inputs = tuple(_latest(case, role, kind, step) for role, kind in step.reads.items())
         findings = tuple(f for prefix in step.uses for f in case.standing(prefix))
         seed = derive_seed(self.seed, step.name)
-        self.report(f"step {step.name}")
-        started, clock = _now(), time.perf_counter()
-        result, outputs, models = execute(
-            self.store, step, inputs, findings, seed=seed, shelf=self.shelf, report=self.report
-        )
-        run = Run(
+        planned = Run(
             number=0,
             step=step.name,
             version=step.version,
             parameters=step.parameters,
             inputs=inputs,
-            outputs=outputs,
+            outputs=(),
             findings=(),
             used=tuple(f.number for f in findings),
             seed=seed,
             doubt=step.doubt,
-            models=models,
+            models={},
             environment=Environment.current(step.packages).to_json(),
-            started=started,
-            seconds=time.perf_counter() - clock,
+            started=_now(),
+            seconds=0.0,
             seen=case.events,
         )
-        return self.store.add_run(case_id, run, result.findings)
+        if once and (before := case.repeated(planned)) is not None:
+            return before
+        self.report(f"step {step.name}")
+        clock = time.perf_counter()
+        result, outputs, models = execute(
+            self.store, step, inputs, findings, seed=seed, shelf=self.shelf, report=self.report
+        )
+        run = replace(planned, outputs=outputs, models=models, seconds=time.perf_counter() - clock)
+        return self.store.add_run(case_id, run, result.findings, once=once)
+
+    def _received(self, case_id: str, role: str) -> Run | None:
+        taken = (run for run in self.store.case(case_id).runs if run.step == RECEIVE)
+        return next((run for run in taken if run.outputs[0].role == role), None)
+
+
+def read_files(paths: Sequence[Path], role: str) -> SourceFiles:
+    """Read files as they are.
+
+    Raises:
+        InputError: No file, or a path that is not a file.
+        StorageError: A file cannot be read.
+    """
+    if not paths:
+        raise InputError("no file was given", source=role)
+    contents = []
+    for path in paths:
+        if not path.is_file():
+            raise InputError("there is no such file", source=path, expected="a file that can be read")
+        with storage_errors(path):
+            contents.append((path.name, path.read_bytes()))
+    return SourceFiles(tuple(contents))
 
 
 def execute(

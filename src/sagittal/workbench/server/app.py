@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,14 +10,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from sagittal import __version__
 from sagittal.workbench.server.desk import Desk
 from sagittal.workbench.server.problems import ProblemModel, handle_errors
-from sagittal.workbench.server.routes import cases, findings, report, session, volumes
+from sagittal.workbench.server.routes import cases, findings, report, session, transfer, volumes
 from sagittal.workbench.server.security import COOKIE, Guard, Sessions
 from sagittal.workbench.server.settings import ServerSettings
 
@@ -42,6 +40,8 @@ def create_app(settings: ServerSettings) -> FastAPI:
         StorageError: The store cannot be opened.
         InputError: The settings contradict each other.
     """
+    from sagittal.workbench import pages  # they use the desk, so they come after this module
+
     desk = Desk(settings)
 
     @contextlib.asynccontextmanager
@@ -63,12 +63,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.desk = desk
     handle_errors(app)
     _include(app)
-    if importlib.util.find_spec("sagittal.workbench.pages") is not None:
-        pages = importlib.import_module("sagittal.workbench.pages")
-        app.include_router(pages.router(), include_in_schema=False)
-    else:
-        app.add_api_route("/", _no_pages, include_in_schema=False)
-    app.mount("/static", _Static(directory=STATIC, check_dir=False), name="static")
+    app.include_router(pages.router(), include_in_schema=False)
+    if STATIC.is_dir():
+        app.mount("/static", _Static(directory=STATIC), name="static")
     return app
 
 
@@ -80,7 +77,7 @@ def api_schema() -> str:
 
 
 def _include(app: FastAPI) -> None:
-    for routes in (session, cases, findings, volumes, report):
+    for routes in (session, transfer, cases, findings, volumes, report):
         app.include_router(routes.router)
     made = app.openapi
 
@@ -105,7 +102,3 @@ class _Static(StaticFiles):
         if response.status_code == 200:
             response.headers["cache-control"] = "public, max-age=3600"
         return response
-
-
-def _no_pages() -> HTMLResponse:
-    return HTMLResponse("<!doctype html><title>sagittal</title><p>The API is at <code>/api</code>.</p>")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from sagittal.case.archive import Limits, export_archive, import_case
 from sagittal.case.location import open_store
 from sagittal.case.record import Artifact, Case, Finding, FindingDraft, Run, Verdict
 from sagittal.case.store import CaseStore, FindingPage
 from sagittal.case.worklist import CaseSummary, Worklist
+from sagittal.core import assets
 from sagittal.core.errors import ConflictError, InputError
+from sagittal.core.files import storage_errors
 from sagittal.volume import Volume, read_nifti
-from sagittal.workbench.server.jobs import Jobs
+from sagittal.workbench.server import worker
+from sagittal.workbench.server.jobs import Job, Jobs
 from sagittal.workbench.server.problems import Problem
 from sagittal.workbench.server.settings import ServerSettings
 from sagittal.workbench.server.volumes import ServedVolumes, part_of
@@ -21,6 +26,11 @@ from sagittal.workflow import artifacts
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps import DraftReport
+
+if TYPE_CHECKING:
+    from sagittal.workflow.correction import Corrected
+    from sagittal.workflow.dicomweb import Archive, Study
+    from sagittal.workflow.exchange import Fetched, Sent
 
 __all__ = ["Desk"]
 
@@ -168,7 +178,9 @@ class Desk:
         self.store.audit("read-slice", who=who, case_id=case_id, detail=detail)
         return picture
 
-    def correct(self, who: str, case_id: str, role: str, labels: Path, *, edited: str, note: str = "") -> Any:
+    def correct(
+        self, who: str, case_id: str, role: str, labels: Path, *, edited: str, note: str = ""
+    ) -> Corrected:
         """Keep a mask as the reader painted it; see :func:`sagittal.workflow.correction.correct_mask`."""
         from sagittal.workflow.correction import correct_mask
 
@@ -203,6 +215,83 @@ class Desk:
         self.outline(case_id)
         self.store.audit("show-identity", who=who, case_id=case_id)
         return identifying_fields(self.store, case_id)
+
+    def archive(self, who: str, case_id: str) -> BinaryIO:
+        """Return a case's archive, open for reading; its file has no name any more and goes when closed."""
+        self.outline(case_id)
+        self.store.audit("download-archive", who=who, case_id=case_id)
+        with tempfile.TemporaryDirectory(prefix="sagittal-archive-") as folder:
+            path = export_archive(self.store, case_id, Path(folder) / "case.zip")
+            return path.open("rb")
+
+    def import_case(self, who: str, path: Path) -> tuple[str, bool]:
+        """Take a case from an archive; return its id, and whether it was not here before.
+
+        Raises:
+            Problem: The file is no zip archive by its first bytes.
+            FormatError: It is damaged, contradicts itself, or is too large.
+            ConflictError: The store holds another record of the case.
+        """
+        with storage_errors(path), path.open("rb") as stream:
+            if stream.read(4) != b"PK\x03\x04":
+                raise Problem(415, "not a zip archive", source="archive", expected="a case archive")
+        most = self.settings.largest_upload
+        done = import_case(self.store, path, limits=Limits(total=4 * most), who=who)
+        return done.case_id, done.new
+
+    def studies(self, who: str, asked: dict[str, str], *, offset: int, limit: int) -> Sequence[Study]:
+        """Return studies of the image archive; the audit says which fields were asked by, not what."""
+        archive = self._archive()
+        fields = sorted(name for name, value in asked.items() if value)
+        self.store.audit("search-studies", who=who, detail={"fields": fields, "offset": offset})
+        return archive.find_studies(
+            uid=asked["uid"],
+            patient_id=asked["patient_id"],
+            date=asked["date"],
+            modality=asked["modality"],
+            description=asked["description"],
+            limit=limit,
+            offset=offset,
+        )
+
+    def fetch(self, who: str, study: str, series: Sequence[str], label: str) -> tuple[Fetched, str]:
+        """Fetch a study into a new case; return it, and the id of the job that measures it."""
+        from sagittal.workflow.exchange import fetch_case
+
+        runner = Runner(store=self.store, shelf=ModelShelf(offline=True))
+        limit = self.settings.largest_upload
+        fetched = fetch_case(runner, self._archive(), study, series=series, label=label, max_bytes=limit)
+        self.store.audit("fetch-study", who=who, case_id=fetched.case)
+        job = self._start(fetched.case, "measure and draft", worker.measure_roles, list(fetched.roles))
+        return fetched, job.id
+
+    def send(self, who: str, case_id: str) -> Sequence[Sent]:
+        """Send what a case found to the image archive."""
+        from sagittal.workflow.exchange import send_case
+
+        self.outline(case_id)
+        archive = self._archive()
+        self.store.audit("send-case", who=who, case_id=case_id)
+        return send_case(Runner(store=self.store, shelf=ModelShelf(offline=True)), archive, case_id)
+
+    def draft_with(self, who: str, case_id: str, model: str) -> Job:
+        """Have the report drafted with a language model, in the worker process."""
+        self.outline(case_id)
+        if model not in assets.REGISTRY:
+            raise Problem(422, "no model has this name", source="model", value=model)
+        self.store.audit("draft-report", who=who, case_id=case_id, detail={"model": model})
+        return self._start(case_id, f"draft with {model}", worker.draft_report, model)
+
+    def _start(self, case_id: str, what: str, function: Callable[..., None], *arguments: Any) -> Job:
+        place = (self.store.location, self.store.objects.folder)
+        return self.jobs.start(case_id, what, function, *place, case_id, *arguments)
+
+    def _archive(self) -> Archive:
+        if self.settings.dicomweb is None:
+            raise Problem(501, "this server knows no image archive", expected="sagittal serve --dicomweb URL")
+        from sagittal.workflow.dicomweb import Archive
+
+        return Archive.from_environment(self.settings.dicomweb)
 
     def _load(self, case_id: str, role: str) -> Volume:
         _, artifact = self.volume(case_id, role)

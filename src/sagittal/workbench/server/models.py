@@ -19,6 +19,8 @@ __all__ = [
     "CreatedModel",
     "EdgeModel",
     "EventModel",
+    "FetchRequest",
+    "FetchedModel",
     "FindingModel",
     "FindingNumber",
     "FindingsModel",
@@ -35,9 +37,11 @@ __all__ = [
     "ReportRequest",
     "Role",
     "RunModel",
+    "SentModel",
     "SessionModel",
     "StateModel",
     "StatementRequest",
+    "StudyModel",
     "VerdictRequest",
     "VolumeModel",
     "WorklistModel",
@@ -323,6 +327,50 @@ class JobModel(BaseModel):
     started: str
     seconds: float
     problem: str | None = Field(None, description="Why it failed.")
+
+
+class StudyModel(BaseModel):
+    """A study of the image archive, without whose it is."""
+
+    model_config = ConfigDict(from_attributes=True)
+    uid: str
+    date: str
+    modalities: list[str]
+    description: str
+    series: int | None
+    instances: int | None
+
+
+class FetchRequest(BaseModel):
+    """Which study to fetch."""
+
+    study: str = Field(pattern=r"^[0-9][0-9.]{0,63}$", description="Study Instance UID.", examples=["1.2.3"])
+    series: list[Annotated[str, Field(pattern=r"^[0-9][0-9.]{0,63}$")]] = Field(
+        [],
+        max_length=10,
+        description="Series to take; without, those that say T1, or are one CT slice.",
+    )
+    label: str = Field("case", max_length=200, description="What to call the case; should identify nobody.")
+
+
+class FetchedModel(BaseModel):
+    """A case that was made of a study."""
+
+    case: str
+    roles: dict[str, str] = Field(description="The series that fills each role.")
+    left: list[str] = Field(description="Series of the study that fill no role.")
+    job: str = Field(description="Id of the job that measures it.")
+
+
+class SentModel(BaseModel):
+    """An object that is in the image archive now."""
+
+    model_config = ConfigDict(from_attributes=True)
+    kind: str
+    study: str
+    series: str
+    instance: str
+    was_there: bool
 
 
 class AuditLineModel(BaseModel):

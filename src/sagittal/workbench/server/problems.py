@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,8 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from sagittal.core.errors import (
+    ArchiveError,
     AssetError,
-    FormatError,
+    ConflictError,
     InputError,
     MissingDependencyError,
     SagittalError,
@@ -112,10 +114,12 @@ def handle_errors(app: FastAPI) -> None:
 
     async def ours(_request: Request, error: Exception) -> Response:
         assert isinstance(error, SagittalError)
+        status = _status(error)
+        source = None if status == 503 else error.source
+        if source is not None and source.startswith("/"):  # a path of this machine helps no reader
+            source = PurePath(source).name
         return problem_response(
-            Problem(
-                _status(error), error.problem, source=error.source, value=error.value, expected=error.expected
-            )
+            Problem(status, error.problem, source=source, value=error.value, expected=error.expected)
         )
 
     async def invalid(_request: Request, error: Exception) -> Response:
@@ -140,10 +144,12 @@ def handle_errors(app: FastAPI) -> None:
 
 
 def _status(error: SagittalError) -> int:
+    if isinstance(error, ConflictError):
+        return 409
+    if isinstance(error, ArchiveError):
+        return 502
     if isinstance(error, StorageError | AssetError):
         return 503
     if isinstance(error, MissingDependencyError):
         return 501
-    if isinstance(error, FormatError):
-        return 422
     return 422 if isinstance(error, InputError) else 500

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import threading
 import time
+import traceback
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
@@ -24,6 +26,8 @@ from sagittal.workbench.server.problems import Problem, problem_response
 from sagittal.workbench.server.settings import ServerSettings
 
 __all__ = ["COOKIE", "CSRF_HEADER", "POLICY", "Guard", "Session", "Sessions", "clean_name"]
+
+_LOG = logging.getLogger("sagittal.server")
 
 COOKIE = "sagittal_session"
 CSRF_HEADER = "X-Sagittal-CSRF"
@@ -150,7 +154,26 @@ class Guard:
                 response = problem_response(problem)
             await response(scope, receive, answered)
             return
-        await self._app(scope, receive, answered)
+        await self._answer(scope, receive, answered)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer; what it did not expect is logged without a value and says nothing."""
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            route = getattr(scope.get("route"), "path", "no route")
+            _LOG.error("%s %s: %s\n%s", scope["method"], route, type(error).__name__, frames)
+            if not started:
+                problem = Problem(500, "the server broke off", expected="its log to say where")
+                await problem_response(problem)(scope, receive, send)
 
     def _check_host(self, scope: Scope) -> None:
         hosts = Headers(scope=scope).getlist("host")

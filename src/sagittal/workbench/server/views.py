@@ -9,9 +9,11 @@ from typing import Any
 from sagittal.case.record import Artifact, Finding, Run
 from sagittal.case.store import CaseStore
 from sagittal.volume import Geometry
+from sagittal.workbench.server.jobs import Job
 from sagittal.workbench.server.models import (
     EventModel,
     FindingModel,
+    JobModel,
     MeasurementModel,
     PartModel,
     RunModel,
@@ -20,7 +22,7 @@ from sagittal.workbench.server.models import (
 from sagittal.workflow.artifacts import volume_manifest
 from sagittal.workflow.correction import correctable
 
-__all__ = ["finding_model", "latest_volumes", "run_model", "volume_model"]
+__all__ = ["finding_model", "job_model", "latest_volumes", "run_model", "volume_model"]
 
 
 def run_model(run: Run) -> RunModel:
@@ -47,6 +49,19 @@ def finding_model(finding: Finding) -> FindingModel:
         details=dict(content.details),
         doubt=content.doubt,
         events=[EventModel.model_validate(event) for event in finding.events],
+    )
+
+
+def job_model(job: Job) -> JobModel:
+    """Return a job as the API says it."""
+    return JobModel(
+        id=job.id,
+        case=job.case,
+        what=job.what,
+        state=job.state,
+        started=job.started,
+        seconds=round(job.elapsed, 3),
+        problem=job.problem,
     )
 
 

@@ -118,7 +118,12 @@ class VolumeResponse(FileResponse):
             await Response(status_code=304, headers=same)(scope, receive, send)
             return
         asked = headers.get("range")
-        if asked is not None and not _RANGE.fullmatch(asked):
+        if asked is not None and not _is_range(asked):
             kept: list[Any] = [pair for pair in scope["headers"] if pair[0] != b"range"]
             scope = {**scope, "headers": kept}
         await super().__call__(scope, receive, send)
+
+
+def _is_range(asked: str) -> bool:
+    pairs = re.findall(r"(\d+)-(\d+)", asked)
+    return bool(_RANGE.fullmatch(asked)) and all(int(first) <= int(last) for first, last in pairs)

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagittal.case.record import Case, Run
+from sagittal.case.record import Case
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
 from sagittal.core.files import staging_folder, write_text
 from sagittal.core.optional import optional_import
 from sagittal.core.progress import Report, silent
-from sagittal.volume import Volume, write_dicom_series, write_nifti
+from sagittal.volume import write_nifti
 from sagittal.workflow import artifacts
 
 __all__ = ["Exported", "export_case", "require_libraries"]
@@ -83,37 +83,42 @@ def _fill(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[st
     }
     volumes = {role: _value(store, case, role) for role in ("t1", "tissue", "ct", "ct-classes")}
     if volumes["t1"] is not None and volumes["tissue"] is not None:
-        report("writing NIfTI and DICOM")
-        files |= _tissue_files(volumes["t1"], volumes["tissue"], _run_of(case, "tissue"), folder)
+        report("writing NIfTI")
+        files["nifti"] = folder / "nifti" / "tissue.nii.gz"
+        write_nifti(volumes["tissue"], files["nifti"])
+    report("writing DICOM")
+    files |= _dicom_files(store, case, folder / "dicom", report)
     report("drawing the page")
     reading = _value(store, case, "reading")
     files["page"] = write_page(case, draft, volumes, reading, folder / "report.html")
     return files
 
 
-def _tissue_files(t1: Volume, tissue: Volume, run: Run, folder: Path) -> dict[str, Path]:
-    from sagittal.workflow.export.dicom_seg import write_segmentations
+def _dicom_files(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[str, Path]:
+    from sagittal.workflow.export.dicom import IMAGES, write_dicom
 
-    write_nifti(tissue, folder / "nifti" / "tissue.nii.gz")
-    series = write_dicom_series(t1, folder / "dicom" / "t1", modality="MR", description="T1, from the case")
-    segmentations = write_segmentations(
-        tissue, series, folder / "dicom", algorithm=run.step, version=run.version
-    )
-    return {
-        "nifti": folder / "nifti" / "tissue.nii.gz",
-        "dicom": folder / "dicom" / "t1",
-        **{f"dicom-seg {kind}": path for kind, path in segmentations.items()},
-    }
+    files = {}
+    for role, image in IMAGES.items():
+        try:
+            written = write_dicom(store, case, role, folder)
+        except InputError as error:
+            report(f"{role}: the received series cannot be referred to, a new one is written: {error}")
+            written = write_dicom(store, case, role, folder, join=False)
+        if written is None:
+            continue
+        before = image.prefix.replace("-", " ")
+        if written.series:
+            files[f"{before}dicom"] = folder / role
+        files |= {f"{before}dicom-seg {kind}": path for kind, path in written.segmentations.items()}
+        if written.report:
+            files[f"{before}dicom-sr"] = written.report
+    return files
 
 
 def _record(case: Case) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(case)
-
-
-def _run_of(case: Case, role: str) -> Run:
-    return next(run for run in reversed(case.runs) if any(output.role == role for output in run.outputs))
 
 
 def _value(store: CaseStore, case: Case, role: str) -> Any:

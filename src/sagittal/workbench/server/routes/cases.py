@@ -22,7 +22,7 @@ from sagittal.workbench.server.models import (
     WorklistModel,
 )
 from sagittal.workbench.server.problems import problems
-from sagittal.workbench.server.views import latest_volumes, run_model, volume_model
+from sagittal.workbench.server.views import job_model, latest_volumes, run_model, volume_model
 from sagittal.workflow.export.graph import provenance_graph
 
 __all__ = ["router"]
@@ -86,18 +86,7 @@ def identity(here: Here, who: Who, case_id: CaseId) -> IdentityModel:
 def jobs(here: Here, case_id: CaseId) -> list[JobModel]:
     """List what the server does on a case, or has done since it started."""
     here.outline(case_id)
-    return [
-        JobModel(
-            id=job.id,
-            case=job.case,
-            what=job.what,
-            state=job.state,
-            started=job.started,
-            seconds=job.elapsed,
-            problem=job.problem,
-        )
-        for job in here.jobs.of(case_id)
-    ]
+    return [job_model(job) for job in here.jobs.of(case_id)]
 
 
 @router.get("/audit", tags=["audit"], responses=problems())

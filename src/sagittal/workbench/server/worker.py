@@ -1,0 +1,31 @@
+"""What the worker process of a server does: functions that it imports, with arguments that travel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sagittal.case.store import CaseStore
+from sagittal.workflow.models import ModelShelf
+from sagittal.workflow.runner import Runner
+from sagittal.workflow.steps import DraftReport
+
+__all__ = ["draft_report", "measure_roles"]
+
+
+def draft_report(location: str, objects: Path, case_id: str, model: str) -> None:
+    """Draft a case's report with a language model for the impression."""
+    with CaseStore(location, objects=objects) as store:
+        _runner(store).run(case_id, DraftReport(model=model))
+
+
+def measure_roles(location: str, objects: Path, case_id: str, roles: Sequence[str]) -> None:
+    """Measure the images that a case received, and draft its report by rules."""
+    from sagittal.workflow.exchange import measure
+
+    with CaseStore(location, objects=objects) as store:
+        measure(_runner(store), case_id, roles)
+
+
+def _runner(store: CaseStore) -> Runner:
+    return Runner(store=store, shelf=ModelShelf())
