@@ -48,7 +48,7 @@ export class Viewer {
   ) {
     this.nv = new Niivue({
       logLevel: "error", dragAndDropEnabled: false, isRadiologicalConvention: true, backColor: [0, 0, 0, 1],
-      crosshairColor: [0.49, 0.76, 0.92, 0.75], crosshairWidth: 0.45, crosshairWidthUnit: "mm", crosshairGap: 8, fontColor: [0.72, 0.78, 0.82, 1],
+      crosshairColor: [0.49, 0.76, 0.92, 0.75], crosshairWidth: 0.9, crosshairWidthUnit: "mm", crosshairGap: 8, fontColor: [0.72, 0.78, 0.82, 1],
       fontMinPx: 12, multiplanarShowRender: SHOW_RENDER.ALWAYS, multiplanarLayout: 2, loadingText: "", isAntiAlias: false,
       sagittalNoseLeft: true, isNearestInterpolation: false, maxDrawUndoBitmaps: 24, isForceMouseClickToVoxelCenters: true,
     });
