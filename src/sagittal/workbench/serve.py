@@ -90,9 +90,7 @@ def serve(
         webbrowser.open(opened)
     import uvicorn
 
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # the answer says it
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says it
     config = uvicorn.Config(
         app,
         access_log=False,  # it would hold ids and searches; the audit says who did what
