@@ -53,77 +53,47 @@ FLOATS = (
     float("nan"),
     2.0**53,
 )
-WORDS = (
+WORDS = b"""
+0 -1 1 3 99999999999999999999 1e400 nan inf CT MR PT US GML DERIVED LOCAL secret.raw ../secret.raw
+LIST True False gzip raw hex ascii MET_UCHAR MET_DOUBLE double uint8 block little big
+""".split()
+WORDS += [
     b"",
-    b"0",
-    b"-1",
-    b"1",
-    b"3",
-    b"99999999999999999999",
-    b"1e400",
-    b"nan",
-    b"inf",
     b"\\",
     b"1\\2\\3",
     b"\xff\xfe",
-    b"CT",
-    b"MR",
-    b"PT",
-    b"US",
-    b"GML",
-    b"DERIVED",
     b"0 0 0",
-    b"LOCAL",
-    b"secret.raw",
-    b"../secret.raw",
-    b"LIST",
     b"(1,0,0) (0,1,0) (0,0,1)",
     b"none (1,0,0) (0,1,0) (0,0,1)",
-    b"True",
-    b"False",
-    b"gzip",
-    b"raw",
-    b"hex",
-    b"ascii",
-    b"MET_UCHAR",
-    b"MET_DOUBLE",
-    b"double",
-    b"uint8",
-    b"block",
-    b"little",
-    b"big",
     b"x" * 300,
-)
-LINES = (
-    b"data file: secret.raw",
-    b"datafile: secret.raw",
-    b"data file: LIST",
-    b" ElementDataFile = secret.raw",
-    b"ElementDataFile : secret.raw",
-    b"ElementDataFile = secret.raw",
-    b"ElementDataFile = LOCAL",
-    b"byte skip: -1",
-    b"byte skip: 5",
-    b"line skip: 2",
-    b"HeaderSize = -1",
-    b"HeaderSize = 99999",
-    b"CompressedData = True",
-    b"CompressedDataSize = 4",
-    b"ElementNumberOfChannels = 3",
-    b"kinds: domain domain domain",
-    b"endian: big",
-    b"block size: 8",
-    b"encoding: gzip",
-    b"encoding: bzip2",
-    b"measurement frame: (1,0,0) (0,1,0) (0,0,1)",
-    b"space: scanner-xyz",
-    b'space units: "mm" "mm" "mm"',
-    b"spacings: 1 2 3",
-    b"",
-    b"#",
-    b"Comment =",
-    b"Name = \xff",
-)
+]
+LINES = b"""\
+data file: secret.raw
+datafile: secret.raw
+data file: LIST
+ElementDataFile : secret.raw
+ElementDataFile = secret.raw
+ElementDataFile = LOCAL
+byte skip: -1
+byte skip: 5
+line skip: 2
+HeaderSize = -1
+HeaderSize = 99999
+CompressedData = True
+CompressedDataSize = 4
+ElementNumberOfChannels = 3
+kinds: domain domain domain
+endian: big
+block size: 8
+encoding: gzip
+encoding: bzip2
+measurement frame: (1,0,0) (0,1,0) (0,0,1)
+space: scanner-xyz
+space units: "mm" "mm" "mm"
+spacings: 1 2 3
+#
+Comment =""".splitlines()
+LINES += [b"", b" ElementDataFile = secret.raw", b"Name = \xff"]
 NIFTI1 = (
     (40, "h", 8),
     (70, "h", 2),

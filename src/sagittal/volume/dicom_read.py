@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sagittal.core.errors import FormatError, GeometryError, InputError, MissingDependencyError, SagittalError
 from sagittal.core.files import storage_errors
 from sagittal.core.optional import optional_import
-from sagittal.volume._dicom_codestream import coded_sizes
+from sagittal.volume._dicom_codestream import require_coded_size
 from sagittal.volume._dicom_facts import acquisition_facts, unit_of
 from sagittal.volume._dicom_frames import Frame, frames_of, is_image
 from sagittal.volume._dicom_stack import stack
@@ -49,7 +49,8 @@ def read_dicom(
     Slices are ordered by their position along the normal of the plane (row x column direction), not
     by file name or instance number. Rescale slope and intercept are applied to each slice; the
     result is integer where that is exact, else float32 or float64. The unit is "HU" for CT. Values of
-    MONOCHROME1 images are not inverted. Facts hold no name, identifier, date or UID.
+    MONOCHROME1 images are not inverted. Facts hold no name, identifier, date or UID, and neither do messages;
+    pydicom's own warnings and log lines, which quote values, are kept back while it reads.
 
     Args:
         path: A file, a folder (searched with its sub-folders), or a list of files. In a folder, files
@@ -335,7 +336,7 @@ def _decoded(dataset: Any, file: Path) -> NDArray[Any]:
             expected=_ENCAPSULATED_HINT,
         )
     if syntax.is_encapsulated:
-        _require_coded_size(dataset, file)
+        require_coded_size(dataset, file)
     try:
         return np.asarray(dataset.pixel_array)
     except SagittalError:
@@ -347,29 +348,6 @@ def _decoded(dataset: Any, file: Path) -> NDArray[Any]:
             source=file,
             value=f"transfer syntax {syntax.name}",
         ) from error
-
-
-def _require_coded_size(dataset: Any, file: Path) -> None:
-    """Refuse frames whose own header says another size: a decoder would make room for that one."""
-    size = integer(dataset, "Rows", file), integer(dataset, "Columns", file)
-    count = integer(dataset, "NumberOfFrames", file, 1)
-    encaps = optional_import("pydicom.encaps")
-    try:
-        frames = encaps.generate_frames(attribute(dataset, "PixelData", file) or b"", number_of_frames=count)
-        coded = {one for frame in frames for one in coded_sizes(frame)}
-    except SagittalError:
-        raise
-    except Exception as error:
-        raise FormatError(
-            "the pixel data are truncated or damaged", source=file, value=type(error).__name__
-        ) from None
-    if coded - {size}:
-        raise FormatError(
-            "the pixel data do not have the size the header gives",
-            source=file,
-            value=f"rows and columns {sorted(coded - {size})[0]} in the compressed pixel data",
-            expected=f"{size}",
-        )
 
 
 def _padding_mask(dataset: Any, pixels: NDArray[Any], file: Path) -> NDArray[np.bool_]:

@@ -104,8 +104,9 @@ def read_itk(
             the first voxel at the origin, and ``facts["unplaced"]`` set.
 
     Raises:
-        FormatError: Empty, damaged or truncated; neither NRRD nor MetaImage; data in another file;
-            vector or complex pixels; not 3-D; too large; voxels that are not finite.
+        FormatError: Empty, damaged or truncated; neither NRRD nor MetaImage; a header that no writer
+            writes; data in another file; vector or complex pixels; not 3-D; too large; voxels that are
+            not finite.
         GeometryError: No position in space, or singular directions.
         MissingDependencyError: SimpleITK is not installed.
     """
