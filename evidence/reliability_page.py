@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz_page
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PAGE = ROOT / "docs" / "reliability.md"
@@ -19,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MISSING = "*Not measured yet.*"
 ENGINES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
-MORE: dict[Path, Callable[[Any], str]] = {}
+MORE: dict[Path, Callable[[Any], str]] = {fuzz_page.RESULT: fuzz_page.section}
 """Further parts of the page: the JSON of each, and what makes a section with a heading from it."""
 
 

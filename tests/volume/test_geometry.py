@@ -109,6 +109,7 @@ def test_negative_zero_does_not_change_equality() -> None:
     ("affine", "named"),
     [
         (np.diag([1.0, 0.0, 1.0, 1.0]), "singular"),
+        (np.diag([1e150, 1e150, 1e150, 1.0]), "too far"),
         (np.array([[1, 2, 0, 0], [1, 2, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), "singular"),
         (np.diag([1.0, np.nan, 1.0, 1.0]), "nan"),
         (np.diag([1.0, 1.0, 1.0, 2.0]), r"\[0.0, 0.0, 0.0, 2.0\]"),

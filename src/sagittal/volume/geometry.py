@@ -17,6 +17,7 @@ __all__ = ["Geometry"]
 
 _CODES = (("L", "R"), ("P", "A"), ("I", "S"))
 _SMALLEST_DETERMINANT = 1e-6  # of the unit axes: below it the axes lie in one plane for any purpose
+_FARTHEST_MM = 1e9  # beyond it volumes overflow
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -229,6 +230,12 @@ def _checked_affine(affine: object) -> NDArray[np.float64]:
         raise GeometryError("an affine has the wrong shape", value=matrix.shape, expected="(4, 4)")
     if not np.all(np.isfinite(matrix)):
         raise GeometryError("an affine must be finite", value=matrix.tolist())
+    if np.abs(matrix).max() > _FARTHEST_MM:
+        raise GeometryError(
+            "an affine reaches too far",
+            value=float(np.abs(matrix).max()),
+            expected=f"at most {_FARTHEST_MM:g} mm",
+        )
     if matrix[3].tolist() != [0.0, 0.0, 0.0, 1.0]:
         raise GeometryError(
             "an affine's last row is wrong", value=matrix[3].tolist(), expected="[0, 0, 0, 1]"
