@@ -49,6 +49,8 @@ def serve(
     """Serve the page where a reader works, and its API; prints a URL with a token."""
     for name in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
         optional_import(name, "web")
+    for name in ("nibabel", "PIL"):
+        optional_import(name)
     if openapi is not None:
         from sagittal.workbench.server.app import api_schema
 
@@ -90,9 +92,7 @@ def serve(
         webbrowser.open(opened)
     import uvicorn
 
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # the answer says it
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says it
     config = uvicorn.Config(
         app,
         access_log=False,  # it would hold ids and searches; the audit says who did what
