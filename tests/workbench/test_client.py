@@ -86,9 +86,9 @@ def test_refusals_are_the_stores_own(client: Client, case_id: str, tmp_path: Pat
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with Client("http://127.0.0.1:9", "a-token") as client:
-        with pytest.raises(StorageError, match=r"http://127.0.0.1:9: the server cannot be reached"):
-            client.worklist()
+    away = r"http://127.0.0.1:9: the server cannot be reached"
+    with Client("http://127.0.0.1:9", "a-token") as client, pytest.raises(StorageError, match=away):
+        client.worklist()
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x?token=a", "http://127.0.0.1:8321/", "/folder"])
