@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -81,13 +83,16 @@ def serve(
             )
 
     emit({"url": url, "open": opened}, as_json=as_json, text=text)
-    _flush()
+    sys.stdout.flush()
     if open_browser:
         import webbrowser
 
         webbrowser.open(opened)
     import uvicorn
 
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # the answer says it
     config = uvicorn.Config(
         app,
         access_log=False,  # it would hold ids and searches; the audit says who did what
@@ -120,15 +125,10 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # so that a browser that is quicker than the server waits for it
     except OSError as error:
         listener.close()
         raise StorageError(
             f"cannot listen there ({error.strerror})", source=f"{host}:{port}", expected="--port 0"
         ) from error
     return listener
-
-
-def _flush() -> None:
-    import sys
-
-    sys.stdout.flush()

@@ -16,13 +16,16 @@ from sagittal.case.worklist import CaseSummary, Worklist
 from sagittal.core import assets
 from sagittal.core.errors import ConflictError, InputError
 from sagittal.core.files import storage_errors
+from sagittal.records import decode_record
 from sagittal.volume import Volume, read_nifti
 from sagittal.workbench.server import worker
 from sagittal.workbench.server.jobs import Job, Jobs
 from sagittal.workbench.server.problems import Problem
 from sagittal.workbench.server.settings import ServerSettings
+from sagittal.workbench.server.uploads import Upload
 from sagittal.workbench.server.volumes import ServedVolumes, part_of
 from sagittal.workflow import artifacts
+from sagittal.workflow.artifacts import SourceFiles
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps import DraftReport
@@ -239,6 +242,30 @@ class Desk:
         done = import_case(self.store, path, limits=Limits(total=4 * most), who=who)
         return done.case_id, done.new
 
+    def receive(self, who: str, upload: Upload) -> tuple[str, Job]:
+        """Open a case with received files; return its id, and the job that runs the steps that follow.
+
+        Raises:
+            Problem: No file, one of a type that no step reads, or several records.
+            InputError: The record is not in the encoding that was named.
+            StorageError: The disk is full or read-only; a case may be left without all its files.
+        """
+        upload.require_images(("t1", "ct"))
+        encoding = upload.fields.get("encoding") or "utf-8"
+        contents = {role: upload.contents(role) for role in ("t1", "ct", "record") if role in upload.files}
+        if not contents:
+            raise Problem(422, "no file was given", expected="a T1 image, a CT slice or a record")
+        for name, content in contents.get("record", ()):
+            decode_record(content, encoding=encoding, source=name)
+        case_id = self.store.create_case(upload.fields.get("label", "").strip() or "case", who=who)
+        runner = Runner(store=self.store, shelf=ModelShelf(offline=True))
+        for role, files in contents.items():
+            runner.receive(case_id, f"{role}.files", SourceFiles(tuple(files)))
+        counts: dict[str, Any] = {role: len(files) for role, files in contents.items()}
+        self.store.audit("receive-files", who=who, case_id=case_id, detail=counts)
+        job = self._start(case_id, "measure and draft", worker.complete, list(contents), encoding)
+        return case_id, job
+
     def studies(self, who: str, asked: dict[str, str], *, offset: int, limit: int) -> Sequence[Study]:
         """Return studies of the image archive; the audit says which fields were asked by, not what."""
         archive = self._archive()
@@ -260,8 +287,9 @@ class Desk:
 
         runner = Runner(store=self.store, shelf=ModelShelf(offline=True))
         limit = self.settings.largest_upload
-        fetched = fetch_case(runner, self._archive(), study, series=series, label=label, max_bytes=limit)
-        self.store.audit("fetch-study", who=who, case_id=fetched.case)
+        fetched = fetch_case(
+            runner, self._archive(), study, series=series, label=label, max_bytes=limit, who=who
+        )
         job = self._start(fetched.case, "measure and draft", worker.measure_roles, list(fetched.roles))
         return fetched, job.id
 
@@ -270,9 +298,8 @@ class Desk:
         from sagittal.workflow.exchange import send_case
 
         self.outline(case_id)
-        archive = self._archive()
-        self.store.audit("send-case", who=who, case_id=case_id)
-        return send_case(Runner(store=self.store, shelf=ModelShelf(offline=True)), archive, case_id)
+        runner = Runner(store=self.store, shelf=ModelShelf(offline=True))
+        return send_case(runner, self._archive(), case_id, who=who)
 
     def draft_with(self, who: str, case_id: str, model: str) -> Job:
         """Have the report drafted with a language model, in the worker process."""

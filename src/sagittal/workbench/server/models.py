@@ -111,6 +111,7 @@ class CreatedModel(BaseModel):
     """A case that was added."""
 
     case: str = Field(examples=["0f3a9c2b7d14"])
+    job: str | None = Field(description="Id of the job that runs its steps, where there are any to run.")
 
 
 class ArtifactModel(BaseModel):

@@ -23,7 +23,10 @@ from sagittal.core.errors import (
     StorageError,
 )
 
-__all__ = ["Problem", "ProblemModel", "handle_errors", "problem_response", "problems"]
+__all__ = ["TOO_LARGE", "Problem", "ProblemModel", "handle_errors", "problem_response", "problems"]
+
+TOO_LARGE = "sagittal.too_large"
+"""Set in the scope of a request whose body ran over its limit."""
 
 _RETRY_SECONDS = "5"
 
@@ -132,8 +135,10 @@ def handle_errors(app: FastAPI) -> None:
             Problem(422, "the request is not as the API asks", source=where, value=jsonable_encoder(found))
         )
 
-    async def other(_request: Request, error: Exception) -> Response:
+    async def other(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if (limit := request.scope.get(TOO_LARGE)) is not None:
+            return problem_response(Problem(413, "the body is too large", expected=f"{limit} bytes or fewer"))
         headers = dict(error.headers or {})
         return problem_response(Problem(error.status_code, str(error.detail), headers=headers))
 

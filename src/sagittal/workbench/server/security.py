@@ -22,7 +22,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sagittal.workbench.server.problems import Problem, problem_response
+from sagittal.workbench.server.problems import TOO_LARGE, Problem, problem_response
 from sagittal.workbench.server.settings import ServerSettings
 
 __all__ = ["COOKIE", "CSRF_HEADER", "POLICY", "Guard", "Session", "Sessions", "clean_name"]
@@ -317,6 +317,7 @@ def _bounded(receive: Receive, limit: int, scope: Scope) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > limit:
+            scope[TOO_LARGE] = limit  # a framework on the way may take the error for one of its own
             raise Problem(413, "the body is too large", expected=f"{limit} bytes or fewer")
         return message
 

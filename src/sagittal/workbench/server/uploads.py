@@ -40,6 +40,14 @@ class Upload:
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)
 
+    def contents(self, name: str) -> list[tuple[str, bytes]]:
+        """Return the files of a field: name and content, in the order in which they came."""
+        found = []
+        for original, path in self.files.get(name, []):
+            with storage_errors(path):
+                found.append((original, path.read_bytes()))
+        return found
+
     def require_images(self, fields: Sequence[str]) -> None:
         """Refuse files that are no image by their first bytes, and one field with images of several formats.
 

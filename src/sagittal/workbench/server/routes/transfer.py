@@ -42,6 +42,20 @@ _UPLOAD = {
         },
     }
 }
+_FILE_LIST = {"type": "array", "items": {"type": "string", "format": "binary"}}
+_FILES = {
+    "type": "object",
+    "properties": {
+        "label": {"type": "string", "description": "What to call the case; should identify nobody."},
+        "t1": {
+            **_FILE_LIST,
+            "description": "Brain-masked T1 image: a file, or a series of DICOM files.",
+        },
+        "ct": {**_FILE_LIST, "description": "CT slice."},
+        "record": {**_FILE_LIST, "description": "Patient record, one text file."},
+        "encoding": {"type": "string", "description": "Encoding of the record; UTF-8 without."},
+    },
+}
 
 
 @router.get(
@@ -76,7 +90,25 @@ async def import_case(request: Request, response: Response, here: Here, who: Who
             raise Problem(422, "no file was given", source="archive", expected="a case archive")
         case_id, new = await run_in_threadpool(here.import_case, who, files[0][1])
     response.status_code = 201 if new else 200
-    return CreatedModel(case=case_id)
+    return CreatedModel(case=case_id, job=None)
+
+
+@router.post(
+    "/cases",
+    status_code=201,
+    responses=problems(415),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _FILES}},
+        }
+    },
+)
+async def create(request: Request, here: Here, who: Who) -> CreatedModel:
+    """Open a case with files; what follows from them is run as a job."""
+    async with received(request, ["t1", "ct", "record"], most=here.settings.most_files) as upload:
+        case_id, job = await run_in_threadpool(here.receive, who, upload)
+    return CreatedModel(case=case_id, job=job.id)
 
 
 @router.get("/studies", responses=problems(501, 502))
