@@ -56,16 +56,21 @@ export async function volumes(caseId: string): Promise<VolumeInfo[]> {
 export const volumeUrl = (caseId: string, volume: VolumeInfo, part: string): string =>
   `/api/cases/${caseId}/volumes/${volume.role}/${encodeURIComponent(part)}.nii.gz?content=${volume.content}`;
 
+/** Give the reader's name, which this browser's verdicts are signed with from then on. */
+export async function sign(name: string): Promise<void> {
+  const headers = { "Content-Type": "application/json", "X-Sagittal-CSRF": csrf() };
+  await answered(await fetch("/api/session", { method: "POST", headers, body: JSON.stringify({ name }) }));
+}
+
 /** Send a corrected mask; `edited` is the content that the reader worked on. */
 export async function correct(
   caseId: string,
   role: string,
   edited: string,
   mask: Blob,
-  who: string,
   note: string,
 ): Promise<Corrected> {
-  const query = new URLSearchParams({ who, note });
+  const query = new URLSearchParams({ note });
   const response = await fetch(`/api/cases/${caseId}/volumes/${role}/correction?${query}`, {
     method: "POST",
     headers: { "If-Match": `"${edited}"`, "X-Sagittal-CSRF": csrf(), "Content-Type": "application/gzip" },

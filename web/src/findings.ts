@@ -97,7 +97,7 @@ export class Findings {
   private result(form: HTMLFormElement): string {
     if (form.action.endsWith("/report")) return "The report was drafted again.";
     const row = rows().find((one) => this.number(one) === this.here);
-    return row ? `Finding ${this.here} is ${row.querySelector(".line .state")?.textContent ?? "changed"}.` : "Done.";
+    return row ? `Finding ${this.here} is ${row.querySelector("summary .state")?.textContent ?? "changed"}.` : "Done.";
   }
 
   private swap(text: string): string | null {

@@ -91,6 +91,8 @@ function controls(viewer: Viewer, attempt: (work: Promise<void>) => void): () =>
     const doubt = one<HTMLButtonElement>("[data-do=doubt]");
     doubt.disabled = viewer.doubt() === null;
     doubt.setAttribute("aria-pressed", String(viewer.doubtShown));
+    opacity.value = String(Math.round(100 * viewer.opacity));
+    one("[data-opacity-said]").textContent = `${opacity.value} %`;
     one<HTMLButtonElement>("[data-do=paint]").disabled = !viewer.labels()?.volume.correctable;
   };
   base.addEventListener("change", () => attempt(viewer.showBase(base.value)));

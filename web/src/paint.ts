@@ -1,6 +1,6 @@
 /** Painting a correction on the mask: from the labels, class by class, to a new version that supersedes. */
 
-import { type VolumeInfo, Refused, correct, volumes } from "./api";
+import { type VolumeInfo, Refused, correct, sign, volumes } from "./api";
 import { classColour, classTitle, labelMap } from "./colour";
 import { changed } from "./readout";
 import { make, one, say } from "./say";
@@ -164,7 +164,8 @@ export class Painting {
     const { role, content } = this.layer!.volume;
     try {
       const mask = await this.mask();
-      const done = await correct(this.caseId, role, content, mask, String(given.get("name") ?? ""), String(given.get("note") ?? ""));
+      if (!document.body.dataset["user"]) await sign(String(given.get("name") ?? ""));
+      const done = await correct(this.caseId, role, content, mask, String(given.get("note") ?? ""));
       one<HTMLDialogElement>("#save").close();
       await this.end();
       await this.viewer.take(await volumes(this.caseId));

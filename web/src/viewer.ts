@@ -2,7 +2,7 @@
 
 import { NVImage, Niivue, SHOW_RENDER, SLICE_TYPE } from "@niivue/niivue";
 import { type Part, type VolumeInfo, volumeUrl } from "./api";
-import { type Rgb, DOUBT, classColour, classTitle, css, labelMap, ramp } from "./colour";
+import { type Rgb, DOUBT, FULL_FROM, MOST_DOUBT, classColour, classTitle, css, labelMap, ramp, shade } from "./colour";
 import { endsOf, labelSaid, placeSaid, said, windowOf } from "./readout";
 import { make, one } from "./say";
 
@@ -10,6 +10,7 @@ const TITLES: Readonly<Record<string, string>> = {
   t1: "T1 image", ct: "CT slice", tissue: "Brain tissue", "ct-classes": "CT tissue classes",
 };
 const VIEWS = [SLICE_TYPE.MULTIPLANAR, SLICE_TYPE.AXIAL, SLICE_TYPE.CORONAL, SLICE_TYPE.SAGITTAL, SLICE_TYPE.RENDER];
+const FADES = 1; // COLORMAP_TYPE of the viewer, which it does not export
 const HU_WINDOW: readonly [number, number] = [-160, 240];
 
 export const roleTitle = (role: string): string => TITLES[role] ?? role;
@@ -31,9 +32,10 @@ export class Viewer {
   base!: VolumeInfo;
   overlay: Layer | null = null;
   doubtShown = false;
-  opacity = 0.45;
   /** Called after what is shown has changed. */
   changed: () => void = () => undefined;
+  /** How opaque what lies over the image is: classes and probabilities, or doubt in their place. */
+  private readonly share = { overlay: 0.45, doubt: 0.9 };
   private view = 0;
   private readonly held = new Map<string, Promise<NVImage>>();
   private drawn: Layer[] = [];
@@ -46,7 +48,7 @@ export class Viewer {
   ) {
     this.nv = new Niivue({
       logLevel: "error", dragAndDropEnabled: false, isRadiologicalConvention: true, backColor: [0, 0, 0, 1],
-      crosshairColor: [0.49, 0.76, 0.92, 0.75], crosshairWidth: 1, crosshairGap: 6, fontColor: [0.72, 0.78, 0.82, 1],
+      crosshairColor: [0.49, 0.76, 0.92, 0.75], crosshairWidth: 0.9, crosshairWidthUnit: "mm", crosshairGap: 8, fontColor: [0.72, 0.78, 0.82, 1],
       fontMinPx: 12, multiplanarShowRender: SHOW_RENDER.ALWAYS, multiplanarLayout: 2, loadingText: "", isAntiAlias: false,
       sagittalNoseLeft: true, isNearestInterpolation: false, maxDrawUndoBitmaps: 24, isForceMouseClickToVoxelCenters: true,
     });
@@ -125,12 +127,16 @@ export class Viewer {
     if (map ?? labels) await this.showOverlay((map ?? labels)!.key);
   }
 
+  get opacity(): number {
+    return this.share[this.doubtShown ? "doubt" : "overlay"];
+  }
+
   setOpacity(share: number): void {
-    this.opacity = share;
+    this.share[this.doubtShown ? "doubt" : "overlay"] = share;
     this.drawn.forEach((layer, index) => {
-      if (index > 0 && layer.part.name !== "doubt") this.nv.setOpacity(index, share);
+      if (index > 0) this.nv.setOpacity(index, this.opacityOf(layer));
     });
-    this.nv.setDrawOpacity(Math.max(share, 0.25));
+    this.nv.setDrawOpacity(Math.max(this.share.overlay, 0.25));
   }
 
   setView(index: number): void {
@@ -200,6 +206,7 @@ export class Viewer {
     const wanted = [layersOf(this.base)[0]!, ...(this.overlay ? [this.overlay] : []), ...(doubt ? [doubt] : [])];
     const images = await Promise.all(wanted.map((layer) => this.image(layer)));
     if (turn !== this.turn) return;
+    images.slice(1).forEach((image, index) => (image.opacity = this.opacityOf(wanted[index + 1]!)));
     this.put(images, wanted);
     this.nv.updateGLVolume();
     this.sayWindow();
@@ -215,27 +222,34 @@ export class Viewer {
     this.drawn = layers;
   }
 
+  /** Doubt stands in the place of the overlay, whose values are still read out. */
+  private opacityOf({ part }: Layer): number {
+    if (part.name === "doubt") return this.share.doubt;
+    return this.doubtShown ? 0 : this.share.overlay;
+  }
+
   private dress(image: NVImage, { part, volume }: Layer): void {
     if (part.kind === "labels") {
       image.setColormapLabel({ ...labelMap(volume.classes) } as never);
-      image.opacity = this.opacity;
     } else if (part.kind === "map") {
       const isDoubt = part.name === "doubt";
       const name = isDoubt ? "sagittal-doubt" : `sagittal-${part.name}`;
-      this.nv.addColormap(name, ramp(this.colourOf(part, volume)) as never);
+      this.nv.addColormap(name, ramp(...this.coloursOf(part, volume)) as never);
       image.colormap = name;
-      image.cal_min = 0;
       image.cal_max = this.topOf(part, volume, image);
-      image.opacity = isDoubt ? 0.85 : this.opacity;
+      // Below cal_min the viewer fades a voxel by the square of its share of cal_min: the less, the clearer.
+      image.cal_min = FULL_FROM * image.cal_max;
+      image.colormapType = FADES;
     } else if (image.cal_min === image.robust_min && image.cal_max === image.robust_max) {
       [image.cal_min, image.cal_max] = this.usualWindow(image, volume);
     }
   }
 
-  private colourOf(part: Part, volume: VolumeInfo): Rgb {
-    if (part.name === "doubt") return DOUBT;
+  private coloursOf(part: Part, volume: VolumeInfo): [Rgb, Rgb] {
+    if (part.name === "doubt") return [DOUBT, MOST_DOUBT];
     const name = part.name.slice("probability-".length);
-    return classColour(name, Math.max(volume.classes.indexOf(name), 0));
+    const colour = classColour(name, Math.max(volume.classes.indexOf(name), 0));
+    return [colour, colour];
   }
 
   /** The highest value of a map's scale: 1 for a probability, all classes alike for entropy. */
@@ -286,13 +300,14 @@ export class Viewer {
   }
 
   private sayLegends(): void {
-    const entries = this.drawn.slice(1).flatMap((layer, index) => {
+    const entries = this.drawn.flatMap((layer, index) => {
       const { part, volume } = layer;
+      if (index === 0 || this.opacityOf(layer) === 0) return [];
       if (part.kind === "labels") {
         return volume.classes.map((name, i) => entry(swatch(classColour(name, i)), classTitle(name)));
       }
-      const top = said(this.nv.volumes[index + 1]?.cal_max ?? 1, part.unit);
-      return [entry(`${this.nameOf(layer)}: 0`, bar(this.colourOf(part, volume)), top)];
+      const top = said(this.nv.volumes[index]?.cal_max ?? 1, part.unit);
+      return [entry(`${this.nameOf(layer)}: 0`, bar(...this.coloursOf(part, volume)), top)];
     });
     one("[data-legends]").replaceChildren(...(entries.length ? entries : ["No overlay is shown."]));
   }
@@ -306,8 +321,9 @@ export function swatch(colour: Rgb): HTMLElement {
   return box;
 }
 
-function bar(colour: Rgb): HTMLElement {
+function bar(low: Rgb, high: Rgb): HTMLElement {
   const box = make("span", { class: "ramp" });
-  box.style.background = `linear-gradient(to right, #000, ${css(colour)})`;
+  const stops = [0, 0.15, 0.3, 0.45, 0.6, 0.8, 1].map((share) => `${css(shade(share, low, high))} ${100 * share}%`);
+  box.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   return box;
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { classColour, labelMap, ramp } from "../node_modules/.tested/colour.js";
+import { classColour, FULL_FROM, labelMap, ramp, shade } from "../node_modules/.tested/colour.js";
 import { changed, endsOf, labelSaid, placeSaid, said, windowOf } from "../node_modules/.tested/readout.js";
 
 test("a value is said with its unit and few digits", () => {
@@ -40,6 +40,10 @@ test("a label map has a clear colour for no class and one for each class", () =>
   assert.deepEqual([map.R[2], map.G[2], map.B[2]], [...classColour("gm", 1)]);
 });
 
-test("a map is clear where it is 0", () => {
-  assert.equal(ramp([1, 2, 3]).A[0], 0);
+test("a map is clear where it is 0, and shown in full from where it hides the image", () => {
+  const [low, high] = [[10, 20, 30], [200, 100, 50]];
+  assert.equal(ramp(low, high).A[0], 0);
+  assert.deepEqual(shade(0, low, high), [0, 0, 0]);
+  assert.deepEqual(shade(FULL_FROM, low, high), low);
+  assert.deepEqual(shade(1, low, high).map(Math.round), high);
 });
