@@ -9,22 +9,34 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
 OUT ?= demo-out
 
-.PHONY: demo test lint format docs evidence minimal sanitize venv clean
+.PHONY: demo test web lint format docs evidence minimal sanitize venv clean
 
 # What the extension is made of: a change builds it again.
 NATIVE := $(wildcard native/*.cpp native/*.h native/CMakeLists.txt)
 
-demo: $(VENV)/.installed  ## Run one case, end to end, and print where the report is
+# What the page's viewer is made of. Without Node, or where its packages cannot be had, pages show still pictures.
+STATIC := src/sagittal/workbench/static
+WEB := $(wildcard web/src/*.ts web/*.json web/*.ts web/licences/*)
+
+demo: $(VENV)/.installed $(STATIC)/built  ## Run one case, end to end, and print where the report is
 	$(BIN)/sagittal demo --out $(OUT)
 
-test: $(VENV)/.installed-test  ## Run the tests, a process for each core
+test: $(VENV)/.installed-test $(STATIC)/built  ## Run the tests, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+web: $(STATIC)/built  ## Build the page's viewer; needs Node 20.19 or later, with npm
+
+$(STATIC)/built: $(WEB)
+	@if ! command -v npm >/dev/null; then echo "npm is not here: pages show still pictures, without the viewer"; \
+	elif (cd web && npm ci --silent --no-audit --no-fund && npm run --silent build -- --logLevel warn); then touch $@; \
+	else echo "the viewer could not be built: pages show still pictures"; fi
 
 lint: $(VENV)/.installed-test  ## Style, types, and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	@if [ -d web/node_modules ]; then cd web && npm run --silent check && npm run --silent test >/dev/null; fi
 
 format: $(VENV)/.installed-test  ## Put the code in shape
 	$(BIN)/ruff check --fix .
@@ -73,4 +85,4 @@ $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-minimal build dist site $(OUT)
+	rm -rf $(VENV) .venv-minimal build dist site $(OUT) $(STATIC) web/node_modules

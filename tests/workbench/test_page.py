@@ -244,7 +244,7 @@ def test_the_second_of_two_who_correct_one_mask_is_told_and_nothing_is_overwritt
     one, other = browse(), browse()
     for page in (one, other):
         page.open_case(case_id)
-        page.paint(pen=2 if page is one else 3)
+        page.paint(pen=2 if page is one else 1)
     one.save("Reader A")
     one.told("Saved.")
     kept = _mask(store_folder, case_id)
@@ -262,7 +262,7 @@ def test_the_second_of_two_who_correct_one_mask_is_told_and_nothing_is_overwritt
     other.click("[data-do=newer]")
     other.until("document.querySelector('[data-painted]').textContent === 'nothing changed yet'")
     other.press("p")
-    other.paint(pen=3)
+    other.paint(pen=1)
     other.save("Reader B")
     other.told("Saved.")
     with CaseStore(store_folder, read_only=True) as store:
@@ -394,6 +394,7 @@ def test_a_page_without_scripts_shows_pictures_and_takes_a_verdict(
     page.click("#finding-2 > summary")
     page.one("#finding-2 input[name=name]").send_keys("Reader A")
     page.click("#finding-2 [data-accept]")
+    page.until("location.hash === '#finding-2'")
     assert page.text("#finding-2 .state") == "accepted"
     assert _state(store_folder, case_id, 2) == "accepted"
 

@@ -49,6 +49,8 @@ def serve(
     """Serve the page where a reader works, and its API; prints a URL with a token."""
     for name in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
         optional_import(name, "web")
+    for name in ("nibabel", "PIL"):
+        optional_import(name)
     if openapi is not None:
         from sagittal.workbench.server.app import api_schema
 
