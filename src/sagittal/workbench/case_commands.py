@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,9 @@ from sagittal.case.worklist import ORDERS, STATES
 from sagittal.core.progress import status
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 
+if TYPE_CHECKING:
+    from sagittal.workbench.client import Client
+
 __all__ = ["CaseArgument", "StoreOption", "app", "summary"]
 
 app = typer.Typer(no_args_is_help=True)
@@ -22,7 +26,8 @@ app = typer.Typer(no_args_is_help=True)
 StoreOption = Annotated[
     str | None,
     typer.Option(
-        help="The case store: a folder, or postgresql://…",
+        help="The case store: a folder, or postgresql://…; to list, show, accept, reject or supersede also a "
+        "server, by the URL that 'sagittal serve' printed.",
         envvar="SAGITTAL_STORE",
         show_default="in your data folder",
     ),
@@ -44,7 +49,7 @@ def list_cases(
     as_json: JsonOption = False,
 ) -> None:
     """List the cases of the store, the worst doubt first."""
-    with _open(store) as cases:
+    with _desk(store) as cases:
         found = cases.worklist(search=search, state=state, order=order, limit=limit)
 
     def text() -> None:
@@ -64,7 +69,7 @@ def list_cases(
 @speaks
 def show(case_id: CaseArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Show the findings of a case, with where each came from and where it stands."""
-    with _open(store) as cases:
+    with _desk(store) as cases:
         case = cases.case(case_id)
 
     def text() -> None:
@@ -142,7 +147,7 @@ def supersede(
     as_json: JsonOption = False,
 ) -> None:
     """Put a statement of your own in the place of a finding; the old one stays in the record."""
-    with _open(store, writes=True) as cases:
+    with _desk(store, writes=True) as cases:
         old = cases.finding(case_id, number).content
         draft = FindingDraft(code=old.code, subject=old.subject, statement=statement)
         new = cases.supersede(case_id, number, draft, who=who, note=note)
@@ -206,10 +211,20 @@ def _share(doubt: float | None) -> str:
 def _judge(
     case_id: str, number: int, verdict: Verdict, who: str, note: str, store: str | None, as_json: bool
 ) -> None:
-    with _open(store, writes=True) as cases:
+    with _desk(store, writes=True) as cases:
         cases.judge(case_id, number, verdict, who=who, note=note)
     result = {"case": case_id, "finding": number, "state": verdict.value, "who": who}
     emit(result, as_json=as_json, text=lambda: typer.echo(f"finding {number}: {verdict.value} by {who}"))
+
+
+def _desk(store: str | None, *, writes: bool = False) -> CaseStore | Client:
+    """What reads and judges: the store, or a server whose client has the same methods."""
+    named = store or os.environ.get("SAGITTAL_STORE", "")
+    if named.startswith(("http://", "https://")):
+        from sagittal.workbench.client import Client
+
+        return Client(named)
+    return _open(store, writes=writes)
 
 
 def _open(store: str | None, *, writes: bool = False) -> CaseStore:
