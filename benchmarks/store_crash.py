@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import random
+import select
 import shutil
 import signal
 import sys
@@ -46,12 +47,15 @@ from store_places import Place, Server, UnavailableError, in_folder
 
 WRITERS = 4
 ROUNDS_A_STORE = 10
-LONGEST = 0.25  # seconds from when a writer is ready to when it is killed
+MOST_LINES = 16  # that a writer says before it is killed: two for each change
+MOMENT = 0.02  # seconds from a writer's last line to its end, at most
+OPENING = 0.1  # the same for one that is to die while it opens a new store
+PATIENCE = 20.0  # seconds after which a writer is killed wherever it is
 
 
 @dataclass
 class Count:
-    """What was found; all but the first four lines of the result should be zero."""
+    """What was found; every number up to ``failed_writers`` should be zero, but ``kills``."""
 
     kills: int = 0
     failed_opens: int = 0
@@ -59,6 +63,7 @@ class Count:
     missing_arrays: int = 0
     lost_commits: int = 0
     wrong_summaries: int = 0
+    failed_writers: int = 0
     server_stops: int = 0
     confirmed: Counter[str] = field(default_factory=Counter)
     killed_while: Counter[str] = field(default_factory=Counter)
@@ -202,19 +207,22 @@ class Child:
     pid: int
     pipe: int
     said: bytes = b""
+    failed: bool = False  # it ended by itself, which no writer should
 
-    def wait_until_ready(self) -> None:
-        """Return when it has said its first line, or is dead."""
-        while b"\n" not in self.said and (part := os.read(self.pipe, 65536)):
-            self.said += part
+    def hear(self) -> bool:
+        """Take in what it has said; whether it still can speak."""
+        part = os.read(self.pipe, 65536)
+        self.said += part
+        return bool(part)
 
     def kill(self) -> list[dict[str, Any]]:
         """End it; return every whole line it said."""
         os.kill(self.pid, signal.SIGKILL)
-        while part := os.read(self.pipe, 65536):
-            self.said += part
+        while self.hear():
+            pass
         os.close(self.pipe)
-        os.waitpid(self.pid, 0)
+        _, status = os.waitpid(self.pid, 0)
+        self.failed = os.WIFEXITED(status)
         return [json.loads(line) for line in self.said.split(b"\n")[:-1]]
 
 
@@ -241,15 +249,29 @@ def fork(work: Work, place: Place, cases: list[str], template: bytes, seed: int)
         os._exit(status)
 
 
-def drain(children: list[Child], chance: random.Random) -> list[list[dict[str, Any]]]:
-    """Kill every writer at a moment of its own; a writer whose pipe is full waits, so the pipes are read."""
-    start = time.monotonic()
-    moments = sorted((start + chance.uniform(0, LONGEST), i) for i in range(len(children)))
-    lines: list[list[dict[str, Any]]] = [[] for _ in children]
-    for moment, index in moments:
-        time.sleep(max(0.0, moment - time.monotonic()))
-        lines[index] = children[index].kill()
-    return lines
+def drain(children: list[Child], chance: random.Random, *, openers: bool) -> list[list[dict[str, Any]]]:
+    """Kill every writer at a moment of its own: a little after it has said so many lines.
+
+    Counting lines and not seconds lets writers get as far on a busy machine as on an idle one.
+    ``openers`` make a new store: half of them are killed before they have said anything.
+    """
+    silent = [openers and chance.random() < 0.5 for _ in children]
+    wanted = [0 if still else chance.randint(1, MOST_LINES) for still in silent]
+    later = [chance.uniform(0, OPENING if still else MOMENT) for still in silent]
+    lines: dict[int, list[dict[str, Any]]] = {}
+    end = time.monotonic() + PATIENCE
+    while len(lines) < len(children):
+        waiting = [i for i in range(len(children)) if i not in lines]
+        ready = [i for i in waiting if children[i].said.count(b"\n") >= wanted[i]]
+        for i in ready if time.monotonic() < end else waiting:
+            time.sleep(later[i])
+            lines[i] = children[i].kill()
+        if not ready:
+            heard, _, _ = select.select([children[i].pipe for i in waiting], [], [], 0.05)
+            for child in children:
+                if child.pipe in heard and not child.hear():
+                    wanted[children.index(child)] = 0  # it is dead already
+    return [lines[i] for i in range(len(children))]
 
 
 # Looking
@@ -353,15 +375,15 @@ def crash(
                 break
             writers = min(WRITERS, kills - count.kills)
             children = [fork(work, place, cases, template, chance.getrandbits(32)) for _ in range(writers)]
-            if turn:  # the first writers of a new store are killed while they make it
-                for child in children:
-                    child.wait_until_ready()
-            for lines in drain(children, chance):
+            for lines in drain(children, chance, openers=not turn):
                 last = lines[-1] if lines else {"begin": "opening"}
                 count.killed_while[last.get("begin", "nothing")] += 1
                 confirmed = [line for line in lines if "done" in line]
                 count.confirmed.update(line["done"] for line in confirmed)
                 expected += [line for line in confirmed if "case" in line]
+            for child in children:
+                if child.failed:
+                    count.note("failed_writers", "a writer ended by itself")
             count.kills += writers
             if server is not None and turn == ROUNDS_A_STORE - 2:
                 server.stop("immediate")
@@ -425,6 +447,7 @@ def main() -> None:
         "missing_arrays": count.missing_arrays,
         "lost_commits": count.lost_commits,
         "wrong_summaries": count.wrong_summaries,
+        "failed_writers": count.failed_writers,
         "examples": count.examples,
         "engine": options.engine,
         "writers_at_once": WRITERS,

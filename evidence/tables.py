@@ -1,6 +1,6 @@
-"""Make docs/evidence.md and docs/language.md from the JSON in evidence/results.
+"""Make docs/evidence.md, docs/language.md and docs/reliability.md from JSON that scripts have measured.
 
-Nothing in the first page is typed by hand; the prose of the second stands in language.md.in. With --figures the
+Nothing in the first page is typed by hand; the prose of the others stands in files ending in .md.in. With --figures the
 second page's figures are drawn again as well, which needs matplotlib.
 """
 
@@ -141,9 +141,11 @@ def page() -> str:
 if __name__ == "__main__":
     import language_figures
     import language_page
+    import reliability_page
 
     if "--figures" in sys.argv[1:]:
         language_figures.figure()
         language_figures.growth_figure()
     PAGE.write_text(page())
-    language_page.PAGE.write_text(language_page.page(), encoding="utf-8")
+    for made in (language_page, reliability_page):
+        made.PAGE.write_text(made.page(), encoding="utf-8")

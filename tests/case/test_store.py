@@ -310,17 +310,6 @@ def test_a_damaged_database_is_named(
         CaseStore(tmp_path, read_only=read_only)
 
 
-@pytest.mark.parametrize("read_only", [False, True])
-def test_a_store_of_a_later_version_is_not_touched(tmp_path: Path, read_only: bool) -> None:
-    in_folder(tmp_path).open().close()
-    connection = sqlite3.connect(tmp_path / "cases.sqlite")
-    connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.commit()
-    connection.close()
-    with pytest.raises(StorageError, match=r"the store is of another version; got 9999; expected \d{4}"):
-        CaseStore(tmp_path, read_only=read_only)
-
-
 def test_a_file_where_the_store_should_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file: a file is where a folder is needed"):

@@ -44,6 +44,22 @@ def test_the_page_on_the_cache_is_made_from_the_results() -> None:
     assert (ROOT / "docs" / "language.md").read_text() == script("language_page").page()
 
 
+def test_the_page_on_reliability_is_made_from_the_results() -> None:
+    assert (ROOT / "docs" / "reliability.md").read_text() == script("reliability_page").page()
+
+
+def test_what_was_not_measured_of_reliability_is_said(tmp_path: Path) -> None:
+    module = script("reliability_page")
+    assert module.page(tmp_path).count(module.MISSING) == 4
+    (tmp_path / "more.json").write_text('{"seconds": 7}')
+    more = {
+        tmp_path / "more.json": lambda found: f"## More\n\n{found['seconds']} s",
+        tmp_path / "none.json": lambda found: "## Never",
+    }
+    text = module.page(tmp_path, more)
+    assert text.endswith("## More\n\n7 s\n")
+
+
 def test_a_run_that_was_cut_short_still_makes_a_page(tmp_path: Path) -> None:
     language, missing = script("language_page"), script("language_results").MISSING
     assert language.page(tmp_path).count(missing) > 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 
 from sagittal.case.store import CaseStore
 from sagittal.volume import Geometry, Volume, reorient
+from sagittal.workbench.server import ServerSettings
 from sagittal.workflow import artifacts
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.replay import replay
@@ -347,6 +349,21 @@ def test_a_mask_that_is_no_image_is_refused(
     refused = correct(browser, case_id, body, tissue[0])
     assert refused.status_code == 422
     assert "/tmp" not in refused.text
+
+
+def test_a_mask_that_promises_too_much_is_refused_before_it_is_unpacked(
+    serve: Callable[..., TestClient],
+    settings: ServerSettings,
+    case_id: str,
+    tissue: tuple[str, Volume],
+    painted: Volume,
+    as_nifti: Callable[[Volume], bytes],
+) -> None:
+    client = serve(replace(settings, largest_volume=10_000))
+    client.headers["Authorization"] = f"Bearer {settings.token}"
+    refused = correct(client, case_id, as_nifti(painted), tissue[0], who="Reader A")
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "the header promises more data than allowed"
 
 
 def test_a_correction_is_a_box_of_the_provenance(

@@ -351,6 +351,29 @@ def test_progress_counts_and_estimates(store: CaseStore, setting: Setting, files
     assert said[2].endswith(" left")
 
 
+def test_a_server_that_goes_away_stops_the_batch_which_goes_on_when_it_is_back(
+    postgresql: Server, files: Path
+) -> None:
+    class Leaving(Inline):
+        def wait(self, timeout: float) -> list:
+            if len(self.done) == 1:
+                postgresql.stop()
+            return super().wait(timeout)
+
+    tasks = tasks_of(files, COUNT, Count())
+    with CaseStore(postgresql.create()) as store:
+        setting = Setting(store=store.location, store_id=store.id)
+        try:
+            with pytest.raises(StorageError):
+                run_batch(store, tasks, engine=Leaving(setting))
+        finally:
+            postgresql.start()
+        result = run_batch(store, tasks, engine=Inline(setting))
+        assert result.done == 3
+        assert counts(store) == [1, 2, 3]
+        assert len(store.case_ids()) == 3
+
+
 def test_processes_do_the_jobs_of_a_store_in_postgresql(postgresql: Server, files: Path) -> None:
     with CaseStore(postgresql.create()) as store:
         setting = Setting(store=store.location, store_id=store.id, imports=("batch_steps",))

@@ -14,17 +14,19 @@ from pydicom.dataset import Dataset
 
 from sagittal.core.errors import FormatError, InputError
 from sagittal.volume import Geometry, Volume, read_dicom, write_dicom_series
-from sagittal.workflow._deidentify_rules import TABLE, Pseudonyms
+from sagittal.workflow._deidentify_rules import _IDENTIFIERS, TABLE, Pseudonyms
 from sagittal.workflow.deidentify import MANIFEST, deidentify
 
 MARK = "ZQXMARK"
+PERSON = "VWYNAME"
+"""Stands in the patient's own name and numbers, so that no search for these words finds MARK."""
 _VALUES: dict[str, Any] = {
     "AE": MARK, "CS": MARK, "LO": MARK, "LT": MARK, "PN": f"{MARK}^Jörg", "SH": MARK, "ST": MARK, "UC": MARK,
     "UT": MARK, "UR": f"http://{MARK}", "AS": "093Y", "DA": "19870605", "DT": "19870605040302",
     "TM": "040302", "DS": "987654.25", "IS": "9876543", "UI": "1.2.99.9876543", "OB": MARK.encode() + b"\0",
     "UN": MARK.encode(), "US": 45678,
 }  # fmt: skip
-_TRACES = (MARK, "19870605", "987654", "093Y", "1.2.99.9876543", "Jörg", "040302")
+_TRACES = (MARK, PERSON, "19870605", "987654", "093Y", "1.2.99.9876543", "Jörg", "040302")
 
 
 def table_tags() -> list[tuple[int, int]]:
@@ -48,7 +50,7 @@ def _filled(dataset: Any, depth: int = 1) -> None:
                 _filled(item, 0)
                 dataset.add_new(tag, "SQ", [item])
         elif tag not in {(0x0020, 0x000D), (0x0020, 0x000E), (0x0008, 0x0018), (0x0020, 0x0052)}:
-            value = _VALUES[vr]
+            value = PERSON if depth and keyword in _IDENTIFIERS else _VALUES[vr]
             dataset.add_new(tag, vr, value if dictionary_VM(tag) == "1" or vr == "UI" else [value])
 
 
@@ -82,6 +84,8 @@ def test_nothing_of_the_profiles_table_is_left_in_the_bytes(
 ) -> None:
     def identify(dataset: Any, number: int) -> None:
         _filled(dataset)
+        dataset.PatientName = dataset.PatientID = PERSON
+        dataset.SequenceName = f"t1 of {PERSON.lower()}"
         dataset.SpecificCharacterSet = "ISO_IR 192"
         block = dataset.private_block(0x0099, f"{MARK} CREATOR", create=True)
         block.add_new(1, "LO", MARK)
@@ -319,6 +323,21 @@ def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.dcm").write_bytes(Path(path).read_bytes()[:-3000])
     with pytest.raises(FormatError):
         deidentify(tmp_path / "cut.dcm", tmp_path / "out")
+
+
+def test_a_name_inside_compressed_pixels_is_refused(tmp_path: Path) -> None:
+    from pydicom.data import get_testdata_file
+    from pydicom.encaps import encapsulate, generate_frames
+
+    path = get_testdata_file("J2K_pixelrep_mismatch.dcm", download=False)
+    assert path is not None
+    dataset = pydicom.dcmread(path)
+    dataset.PatientName = "Musterfrau^Erika"
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = encapsulate([frame[:100] + b"\xff\x64\x00\x0eMUSTERFRAU" + frame[100:]])
+    dataset.save_as(tmp_path / "named.dcm")
+    with pytest.raises(InputError, match="inside its compressed pixel data"):
+        deidentify(tmp_path / "named.dcm", tmp_path / "out")
 
 
 def test_a_compressed_image_keeps_its_pixels(tmp_path: Path) -> None:

@@ -250,6 +250,22 @@ def test_a_study_that_is_not_there_is_said(runner: Runner, archive: Archive) -> 
     assert runner.store.case_ids() == []
 
 
+def test_an_image_that_a_step_refuses_is_in_the_case_that_the_error_names(
+    runner: Runner, archive: Archive, stored
+) -> None:
+    (first, *_) = stored("1.2.3.9")
+    for number in range(3):
+        first.StudyInstanceUID, first.SeriesInstanceUID = "1.2.3.10", "1.2.3.10.1"
+        first.SOPInstanceUID = first.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.10.1.{number}"
+        first.ImagePositionPatient[2] = 2 * number
+        first.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        first.PixelData = np.full(first.pixel_array.shape, 100, "<i2").tobytes()
+        archive.store(first)
+    fetched = fetch_case(runner, archive, "1.2.3.10")
+    with pytest.raises(InputError, match=f"brain-masked .the files are in case {fetched.case}"):
+        measure(runner, fetched.case, ["t1"])
+
+
 def test_a_study_without_a_t1_image_lists_what_it_has(runner: Runner, archive: Archive, stored) -> None:
     (first, *_) = stored("1.2.3.6", description="FLAIR")
     with pytest.raises(InputError, match=f"{first.SeriesInstanceUID} .MR, 32 instances, 'FLAIR'"):

@@ -43,6 +43,18 @@ def test_replay_sees_findings_as_they_stood_then(runner: Runner, sources: Source
     assert all(not run.differences for run in runs)
 
 
+def test_replay_sees_findings_as_they_stood_when_the_clock_went_backwards(
+    runner: Runner, sources: Sources, monkeypatch
+) -> None:
+    """Verdicts that came after the report, dated long before it, were not seen by it."""
+    case_id = run_case(runner, sources, label="test", model="")
+    monkeypatch.setattr("sagittal.case.changes.now", lambda: "1990-01-01T00:00:00.000+00:00")
+    for finding in runner.store.case(case_id).standing("tissue."):
+        runner.store.judge(case_id, finding.number, Verdict.REJECTED, who="reader")
+    runs = replay(runner.store, case_id, shelf=ModelShelf(offline=True))
+    assert all(not run.differences for run in runs)
+
+
 def test_replay_names_what_differs(runner: Runner, sources: Sources, monkeypatch) -> None:
     case_id = run_case(runner, sources, label="test", model="")
     honest = SegmentTissue.run

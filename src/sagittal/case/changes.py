@@ -30,7 +30,7 @@ __all__ = [
 
 
 def open_case(session: Session, label: str, who: str) -> str:
-    """Open a case and return its id.
+    """Add a case and return its id.
 
     Raises:
         InputError: The label holds a character that no database keeps.

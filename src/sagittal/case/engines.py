@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -250,7 +251,7 @@ class SQLite(Database):
     def _configure(self, connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA foreign_keys=ON")
         if not self.read_only:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous=FULL")
 
     def _damage(self, error: exc.DatabaseError) -> StorageError:
@@ -319,6 +320,20 @@ class PostgreSQL(Database):
     def check(self, connection: Connection) -> str | None:
         """Trust the server: it checks its own files."""
         return None
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging; SQLite does not wait by itself for another process that does so."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def append_only(dialect: str, table: str, key: tuple[str, ...]) -> list[str]:

@@ -5,9 +5,10 @@ are the same job, whatever the files are called. Every change is one transaction
 lock, and a change by a worker is made only while the job is still that worker's.
 
 A worker that was killed is found out without asking the clock of the wall. On the same system, it is
-looked for among the processes. Elsewhere, its beats are counted: a worker at its job raises the number
-every few seconds, and one whose number stays the same for a minute of the watcher's own monotonic clock
-counts as lost.
+looked for among the processes. And its beats are counted: a worker at its job raises the number every few
+seconds, and one whose number stays the same for two minutes of the watcher's own monotonic clock counts as
+lost. Should it live after all, it cannot change the job any more, and what it adds to the case is not added
+twice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from sagittal.case import changes
+from sagittal.case.changes import open_case
 from sagittal.case.rows import now
 from sagittal.case.schema import JobRow
 from sagittal.case.store import CaseStore
@@ -163,7 +164,7 @@ class JobTable:
             if row is None or (row.state, row.worker) != (JobState.RUNNING.value, worker):
                 return None
             if row.case_id is None:
-                row.case_id = changes.open_case(session, label, who="batch")
+                row.case_id = open_case(session, label, "batch")
             return row.case_id
 
     def finish(self, key: str, worker: str, seconds: float) -> bool:
@@ -245,11 +246,10 @@ class Watch:
     """Watches jobs that others run, and says which of them are lost.
 
     Attributes:
-        patience: Seconds after which a worker that does not beat is lost, where its process cannot be
-            looked for.
+        patience: Seconds after which a worker that does not beat is lost.
     """
 
-    patience: float = 60.0
+    patience: float = 120.0
     _seen: dict[str, tuple[tuple[str, int], float]] = field(default_factory=dict)
 
     def lost(self, job: Job, moment: float) -> bool:
@@ -259,8 +259,8 @@ class Watch:
             job: The job as it stands.
             moment: A monotonic time in seconds.
         """
-        if (alive := _alive(job.worker)) is not None:
-            return not alive
+        if _dead(job.worker):
+            return True
         sign = (job.worker, job.beat)
         before, since = self._seen.get(job.key, (None, moment))
         if before != sign:
@@ -274,15 +274,13 @@ def new_worker(token: str = "") -> str:
     return f"{_system()}/{os.getpid()}/{_born(os.getpid())}/{token or secrets.token_hex(8)}"
 
 
-def _alive(worker: str) -> bool | None:
-    """Tell whether the process of a worker is there; None where that cannot be known from here."""
+def _dead(worker: str) -> bool:
+    """Tell whether the process of a worker is known to be gone; from elsewhere that cannot be known."""
     try:
         system, pid, born, _ = worker.split("/")
     except ValueError:
-        return None
-    if not system or system != _system() or not born:
-        return None
-    return _born(int(pid)) == born
+        return False
+    return bool(system and born) and system == _system() and _born(int(pid)) != born
 
 
 def _system() -> str:

@@ -36,6 +36,7 @@ def upgrade(database: Database, attributes: Mapping[str, Any]) -> None:
     from alembic import command
 
     with database.engine.connect() as connection:
+        database.snapshot(connection)  # one moment: another process may be making the tables
         found, wanted = _versions(connection)
         if found == wanted:
             return

@@ -29,7 +29,7 @@ _EXTRAS = {
         "pillow",
         "fhir.resources",
     ),
-    "web": ("jinja2",),
+    "web": ("fastapi", "httpx", "jinja2", "python-multipart", "uvicorn"),
     "all": ("monai", "torchio"),
 }
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm")

@@ -49,6 +49,8 @@ def serve(
     """Serve the page where a reader works, and its API; prints a URL with a token."""
     for name in ("fastapi", "uvicorn", "jinja2", "python_multipart"):
         optional_import(name, "web")
+    for name in ("nibabel", "PIL"):
+        optional_import(name)
     if openapi is not None:
         from sagittal.workbench.server.app import api_schema
 
@@ -90,9 +92,7 @@ def serve(
         webbrowser.open(opened)
     import uvicorn
 
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # the answer says it
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the answer says it
     config = uvicorn.Config(
         app,
         access_log=False,  # it would hold ids and searches; the audit says who did what
@@ -121,7 +121,9 @@ def _check_address(host: str, beyond: bool) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio switches Nagle's delay off only where the protocol is named: it costs 40 ms an answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

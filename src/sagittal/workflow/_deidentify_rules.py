@@ -13,7 +13,7 @@ from typing import Any
 
 from sagittal.core.optional import optional_import
 
-__all__ = ["OPTIONS", "TABLE", "Cleaner", "Pseudonyms"]
+__all__ = ["OPTIONS", "TABLE", "Cleaner", "Pseudonyms", "identifying_words"]
 
 TABLE = "dicomfields_2026c"
 """Table E.1-1 of PS3.15, edition 2026c, as the package dicom-anonymizer holds it."""
@@ -99,7 +99,7 @@ class Cleaner:
 
     def clean(self, dataset: Any) -> None:
         """Clean a data set in place."""
-        words = _identifying_words(dataset)
+        words = identifying_words(dataset)
         patient = self.pseudonyms.patient(str(dataset.get("PatientID") or ""))
         self._clean(dataset)
         dataset.PatientID = patient
@@ -218,8 +218,8 @@ def _keyword(tag: Any) -> str:
     return str(optional_import("pydicom.datadict").keyword_for_tag(tag)) or "unknown"
 
 
-def _identifying_words(dataset: Any) -> list[str]:
-    """Words of three letters or more in names and identifiers; of a name each part by itself."""
+def identifying_words(dataset: Any) -> list[str]:
+    """Return words of three letters or more in names and identifiers; of a name each part by itself."""
     found: set[str] = set()
     for keyword in _IDENTIFIERS:
         value = dataset.get(keyword)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from sagittal.core.files import staging_folder, storage_errors, write_text
 from sagittal.core.optional import optional_import
 from sagittal.core.progress import Report, silent
 from sagittal.volume.dicom_read import is_dicom_file
-from sagittal.workflow._deidentify_rules import OPTIONS, TABLE, Cleaner, Pseudonyms
+from sagittal.workflow._deidentify_rules import OPTIONS, TABLE, Cleaner, Pseudonyms, identifying_words
 from sagittal.workflow._dicom_json import quiet
 
 __all__ = ["MANIFEST", "Deidentified", "deidentify", "secret_from_environment"]
@@ -36,6 +37,7 @@ _DOCUMENTS = {
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _LEAST_SECRET = 16
+_HEAD, _LEAST_WORD = 4096, 5  # shorter words turn up in compressed pixels by chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ def deidentify(
     run. Without a secret nobody can tell which old UID a new one stands for, and another run makes other
     ones. The folder appears whole or not at all, with a manifest that holds counts and no value.
 
-    Faces in head scans and text inside compressed pixel data are not looked at.
+    Pixels are copied as they are: a face in a head scan stays, and so does a comment inside compressed pixel
+    data unless it holds the patient's name or number, when the file is refused.
 
     Args:
         path: A file, or a folder with its sub-folders. Files in it that are no DICOM are left out.
@@ -101,26 +104,24 @@ def deidentify(
         for number, file in enumerate(_files(path, left_out), start=1):
             report(f"file {number}")
             dataset = _read(file)
-            if reason := _danger(dataset, pixels_checked):
+            with _readable(file):
+                reason = _danger(dataset, pixels_checked)
+            if reason:
                 if not leave_out:
                     raise InputError(
                         f"this file cannot be made safe: {reason[0]}", source=file, expected=reason[1]
                     )
                 left_out[reason[0]] += 1
                 continue
+            with _readable(file):
+                _clean(dataset, cleaner)
+            uid = str(dataset.SOPInstanceUID)
+            if uid in seen:
+                left_out["an instance that is there already"] += 1
+                continue
+            seen.add(uid)
+            patients.add(str(dataset.PatientID))
             with quiet():
-                try:
-                    _clean(dataset, cleaner)
-                except Exception as error:  # malformed values make pydicom raise almost anything
-                    raise FormatError(
-                        f"an attribute cannot be read ({type(error).__name__})", source=file
-                    ) from None
-                uid = str(dataset.SOPInstanceUID)
-                if uid in seen:
-                    left_out["an instance that is there already"] += 1
-                    continue
-                seen.add(uid)
-                patients.add(str(dataset.PatientID))
                 _write(dataset, temporary, len(seen))
         if not seen:
             raise InputError("there is no DICOM file to write", source=path, value=dict(left_out))
@@ -134,6 +135,16 @@ def deidentify(
             temporary.replace(folder)
             folder.chmod(0o700)
     return result
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Name the file whose attributes cannot be read, and not what stands in them."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # malformed values make pydicom raise almost anything
+        raise FormatError(f"an attribute cannot be read ({type(error).__name__})", source=file) from None
 
 
 def _check(path: Path, folder: Path, keep: Collection[str], secret: bytes | None) -> None:
@@ -211,6 +222,8 @@ def _danger(dataset: Any, pixels_checked: bool) -> tuple[str, str] | None:
     groups = range(0x6000, 0x6020, 2)
     if any(dataset[group, 0x0102].value for group in groups if (group, 0x0102) in dataset):
         return "an overlay lies in its pixel data", another
+    if _named_in_codestream(dataset):
+        return "the patient's name or number stands inside its compressed pixel data", another
     looked = f"--pixels-checked after looking at it, or {another}"
     if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES":
         return None if pixels_checked else ("it says that text is burned into its pixels", looked)
@@ -219,6 +232,18 @@ def _danger(dataset: Any, pixels_checked: bool) -> tuple[str, str] | None:
     if "PixelData" in dataset and shown and not stated and not pixels_checked:
         return "images of its kind often have text burned in, and it does not say that it has none", looked
     return None
+
+
+def _named_in_codestream(dataset: Any) -> bool:
+    """Whether the head of a compressed frame, where codecs keep comments, holds a name or number."""
+    if "PixelData" not in dataset or not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return False
+    with quiet():
+        words = [word for word in identifying_words(dataset) if len(word) >= _LEAST_WORD]
+        fragments = optional_import("pydicom.encaps").generate_fragments(dataset.PixelData)
+        heads = [fragment[:_HEAD].lower() for fragment in fragments]
+    encoded = {word.lower().encode(code, "ignore") for word in words for code in ("utf-8", "latin-1")}
+    return any(len(word) >= _LEAST_WORD and word in head for word in encoded for head in heads)
 
 
 def _clean(dataset: Any, cleaner: Cleaner) -> None:
@@ -284,7 +309,7 @@ def _manifest(result: Deidentified, cleaner: Cleaner, secret: bytes | None) -> d
         "done": result.done,
         "not_done": [
             "pixels were not cleaned: faces in head scans, text drawn in the image",
-            "texts inside compressed pixel data were not looked for",
+            "comments inside compressed pixel data were only searched for the patient's name and number",
         ],
     }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sagittal.core.errors import ArchiveError, InputError
+from sagittal.core.errors import ArchiveError, InputError, SagittalError
 from sagittal.core.optional import optional_import
 from sagittal.core.provenance import canonical_json, hash_array, hash_json
 from sagittal.workflow._dicom_json import quiet
@@ -142,17 +143,33 @@ def fetch_case(
             instances[role] = len(paths)
         detail = {"archive": archive.url, "instances": instances}
         runner.store.audit("fetch-study", who=who, case_id=case_id, detail=detail)
-    for role in roles:
-        runner.run(case_id, _READERS[role])
+    with _names_the_case(case_id):
+        for role in roles:
+            runner.run(case_id, _READERS[role])
     left = tuple(one for one in found if one not in roles.values())
     return Fetched(case=case_id, roles=roles, instances=instances, left=left)
 
 
 def measure(runner: Runner, case_id: str, roles: Sequence[str], *, model: str = "") -> None:
     """Run the method of each role and draft the report; rules word its impression unless a model is named."""
-    for role in roles:
-        runner.run(case_id, _METHODS[role]())
-    runner.run(case_id, DraftReport(model=model))
+    with _names_the_case(case_id):
+        for role in roles:
+            runner.run(case_id, _METHODS[role]())
+        runner.run(case_id, DraftReport(model=model))
+
+
+@contextlib.contextmanager
+def _names_the_case(case_id: str) -> Iterator[None]:
+    """Say in an error which case the files are in by now."""
+    try:
+        yield
+    except SagittalError as error:
+        raise type(error)(
+            f"{error.problem} (the files are in case {case_id})",
+            source=error.source,
+            value=error.value,
+            expected=error.expected,
+        ) from error
 
 
 def send_case(runner: Runner, archive: Archive, case_id: str, *, who: str = "") -> list[Sent]:

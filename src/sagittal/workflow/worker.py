@@ -39,7 +39,6 @@ class Setting:
         store: Where the cases are kept, as :func:`~sagittal.case.location.resolve` gives it.
         store_id: Id of the store; a worker that finds another one there stops.
         offline: Fetch no model.
-        attempts: How often a job is begun whose workers are killed.
         beat: Seconds between two signs of life.
         imports: Modules that define steps which do not come with sagittal.
         guarded: Whether the worker ends when the process that started it is gone.
@@ -48,7 +47,6 @@ class Setting:
     store: str
     store_id: str = ""
     offline: bool | None = None
-    attempts: int = 3
     beat: float = 5.0
     imports: tuple[str, ...] = ()
     guarded: bool = False
@@ -124,7 +122,7 @@ class Worker:
     def _do(self, task: Task) -> Outcome:
         if self._store is None:
             self._store = self._open()
-        jobs = JobTable(self._store, attempts=self._setting.attempts)
+        jobs = JobTable(self._store)
         key, worker, clock = task.job.key, new_worker(task.token), time.perf_counter()
         job = jobs.claim(key, worker)
         if job is None:

@@ -195,6 +195,7 @@ class EventModel(BaseModel):
     """What was said of a finding."""
 
     model_config = ConfigDict(from_attributes=True)
+    number: int = Field(description="Order within the case, whatever the clock said.")
     verdict: Literal["accepted", "rejected", "superseded"]
     who: str
     when: str

@@ -101,7 +101,7 @@ def _run(statements: list[str]) -> None:
 def _fill() -> None:
     """Give the rows of an older store what the new columns and tables say."""
     connection, attributes = op.get_bind(), context.config.attributes
-    identifier = attributes.get("store_id") or secrets.token_hex(8)
+    identifier = attributes.get("store_id") or _known(connection, attributes.get("objects"))
     connection.execute(sa.text("INSERT INTO store (id) VALUES (:id)"), {"id": identifier})
     connection.execute(
         sa.text(
@@ -119,6 +119,15 @@ def _fill() -> None:
     )
     _fill_doubt(connection)
     _fill_uses(connection, attributes.get("objects"))
+
+
+def _known(connection: sa.Connection, objects: Path | None) -> str:
+    """The id that the contents know the store by, where it held cases; else a new one."""
+    mark = None if objects is None else objects / "store-id"
+    cases = connection.execute(sa.text("SELECT COUNT(*) FROM cases")).scalar()
+    if cases and mark is not None and mark.is_file():
+        return mark.read_text(encoding="utf-8").strip()[:32]
+    return secrets.token_hex(8)
 
 
 def _fill_doubt(connection: sa.Connection) -> None:
