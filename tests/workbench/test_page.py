@@ -403,6 +403,7 @@ def test_without_webgl_still_pictures_are_shown_and_the_reason_is_said(
     page = browse("disable-gpu", "disable-3d-apis")
     page.open(f"/cases/{case_id}")
     page.until("document.querySelector('[data-stills-why]').textContent.includes('WebGL2')")
+    page.until("document.querySelector('.stills img').naturalWidth > 0")
     assert page.one(".stills img").is_displayed()
     assert not page.one("[data-stage]").is_displayed()
     page.press("p", "z", "s", "d", "1")  # keys of the viewer are there, and do nothing
