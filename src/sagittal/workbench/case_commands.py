@@ -26,8 +26,16 @@ app = typer.Typer(no_args_is_help=True)
 StoreOption = Annotated[
     str | None,
     typer.Option(
-        help="The case store: a folder, or postgresql://…; to list, show, accept, reject or supersede also a "
-        "server, by the URL that 'sagittal serve' printed.",
+        help="The case store: a folder, or postgresql://…",
+        envvar="SAGITTAL_STORE",
+        show_default="in your data folder",
+    ),
+]
+DeskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="The case store: a folder, postgresql://…, or the URL that 'sagittal serve' printed.",
         envvar="SAGITTAL_STORE",
         show_default="in your data folder",
     ),
@@ -45,7 +53,7 @@ def list_cases(
     state: Annotated[str | None, typer.Option(help=f"Only {', '.join(STATES)} cases.")] = None,
     order: Annotated[str, typer.Option(help=f"By {', '.join(ORDERS)}; the worst doubt first.")] = "doubt",
     limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the cases of the store, the worst doubt first."""
@@ -67,7 +75,7 @@ def list_cases(
 
 @app.command()
 @speaks
-def show(case_id: CaseArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def show(case_id: CaseArgument, store: DeskOption = None, as_json: JsonOption = False) -> None:
     """Show the findings of a case, with where each came from and where it stands."""
     with _desk(store) as cases:
         case = cases.case(case_id)
@@ -114,7 +122,7 @@ def accept(
     number: NumberArgument,
     who: WhoOption,
     note: NoteOption = "",
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Accept a finding."""
@@ -128,7 +136,7 @@ def reject(
     number: NumberArgument,
     who: WhoOption,
     note: NoteOption = "",
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reject a finding; it stays in the record, and reports leave it out from then on."""
@@ -143,7 +151,7 @@ def supersede(
     statement: Annotated[str, typer.Option(help="What is to be said instead.")],
     who: WhoOption,
     note: NoteOption = "",
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put a statement of your own in the place of a finding; the old one stays in the record."""
