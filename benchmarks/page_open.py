@@ -1,8 +1,8 @@
 """How long a reader waits for the first picture of a 1 mm head: from the page's navigation to slices drawn.
 
-Chromium draws without a graphics card here (SwiftShader), as the tests do; a workstation with one draws faster.
-The server and the browser share this machine. Three openings are told apart: the first of a case (the server
-packs the voxels for delivery), the first of another browser, and one that the browser has seen before.
+Chromium draws without a graphics card here (SwiftShader), as the tests do; a workstation with one draws
+faster. The server and the browser share this machine. Three openings are told apart: the first of a case (the
+server packs the voxels for delivery), the first of another browser, and one that the browser has seen before.
 """
 
 from __future__ import annotations

@@ -362,19 +362,16 @@ def test_everything_that_can_be_pressed_can_be_reached_by_tab(
 ) -> None:
     page = browse()
     page.open_case(case_id)
-    wanted = page.ask(
+    pressable = (
         "[...document.querySelectorAll('button, a[href], input, select, textarea, summary, canvas')]"
-        ".filter(one => one.checkVisibility() && !one.disabled && one.type !== 'hidden').length"
+        ".filter(one => one.checkVisibility() && !one.disabled && one.type !== 'hidden')"
     )
     page.driver.execute_script("window.reached = new Set(); document.activeElement.blur()")
-    for _ in range(wanted + 5):
+    for _ in range(page.ask(f"{pressable}.length") + 5):
         page.press(Keys.TAB)
         page.driver.execute_script("window.reached.add(document.activeElement)")
     missed = page.ask(
-        "[...document.querySelectorAll('button, a[href], input, select, textarea, summary, canvas')]"
-        ".filter(one => one.checkVisibility() && !one.disabled && one.type !== 'hidden')"
-        ".filter(one => !window.reached.has(one))"
-        ".map(one => one.outerHTML.slice(0, 120))"
+        f"{pressable}.filter(one => !window.reached.has(one)).map(one => one.outerHTML.slice(0, 120))"
     )
     assert missed == []
 
