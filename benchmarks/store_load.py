@@ -24,7 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from sqlalchemy import insert
+
 from sagittal.case.record import Artifact, FindingDraft, Run, Verdict
+from sagittal.case.rows import finding_values, now
+from sagittal.case.schema import CaseRow, EventRow, FindingRow
 from sagittal.case.store import CaseStore
 from sagittal.case.worklist import ORDERS
 from store_places import Place, Server, UnavailableError, in_folder
@@ -124,18 +128,36 @@ def timed(call: Callable[[], Any], times: int) -> dict[str, float]:
         start = time.perf_counter()
         call()
         found.append(1000 * (time.perf_counter() - start))
-    return {"median_ms": round(statistics.median(found), 2), "worst_ms": round(max(found), 2), "times": times}
+    return {
+        "median_ms": round(statistics.median(found), 2),
+        "worst_ms": round(max(found), 2),
+        "times": times,
+        "over_bar": sum(one >= BAR_MS for one in found),
+    }
+
+
+def fill(store: CaseStore, cases: int) -> None:
+    """Add cases in one transaction, a tenth of them empty and a quarter reviewed."""
+    when, rows = now(), {CaseRow: [], FindingRow: [], EventRow: []}
+    for number in range(cases):
+        case_id = f"{number:012x}"
+        label = f"case {number:05d}, {['head', 'chest', 'knee'][number % 3]}"
+        rows[CaseRow].append({"id": case_id, "label": label, "created": when})
+        drafts = findings_of(2, number) if number % 10 else []
+        for place, draft in enumerate(drafts, start=1):
+            rows[FindingRow].append(finding_values(case_id, place, None, "load", draft))
+            if number % 4 == 1:
+                said = {"verdict": "accepted", "who": "reader", "when": when, "note": "", "successor": None}
+                rows[EventRow].append({"case_id": case_id, "number": place, "finding": place, **said})
+    with store.database.writing(alone=True) as session:
+        for table, values in rows.items():
+            session.execute(insert(table), values)
+    store.rebuild_worklist()
 
 
 def worklist(place: Place, cases: int, times: int) -> dict[str, Any]:
     with opened(place) as store:
-        for number in range(cases):
-            case_id = store.create_case(f"case {number:05d}, {['head', 'chest', 'knee'][number % 3]}")
-            if number % 10:
-                store.add_run(case_id, run_of("fill", []), findings_of(2, number))
-            if number % 4 == 1:
-                for finding in (1, 2):
-                    store.judge(case_id, finding, Verdict.ACCEPTED, who="reader")
+        fill(store, cases)
         pages = {order: timed(lambda o=order: store.worklist(order=o), times) for order in ORDERS}
         pages["doubt, state open"] = timed(lambda: store.worklist(state="open"), times)
         pages["doubt, search for a word"] = timed(lambda: store.worklist(search="chest"), times)
