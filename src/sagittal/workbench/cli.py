@@ -13,7 +13,7 @@ from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.places import store_folder
 from sagittal.core.progress import Report, status
-from sagittal.workbench import assets_commands, case_commands, language
+from sagittal.workbench import assets_commands, case_commands, ct, language
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(case_commands.app, name="case", help="Cases in the store.")
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
+app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compare.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
 
 StoreOption = case_commands.StoreOption
