@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
-from sagittal.core.progress import Report, silent
 from sagittal.reconstruction.geometry import subset
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.scan import MU_WATER, Scan, hounsfield
 from sagittal.volume import Geometry, Volume
 
 __all__ = ["Reconstruction", "cgls", "ordered_subsets", "sirt"]
+
+Report = Callable[[str], None]
+"""Takes one line that says how far a reconstruction is."""
+
+
+def silent(message: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from sagittal.core.errors import InputError
-from sagittal.core.progress import Report, silent
 from sagittal.reconstruction.analytic import fbp, fdk
 from sagittal.reconstruction.geometry import ConeBeam
-from sagittal.reconstruction.iterative import Reconstruction, cgls, ordered_subsets, sirt
+from sagittal.reconstruction.iterative import Reconstruction, Report, cgls, ordered_subsets, silent, sirt
 from sagittal.reconstruction.scan import MU_WATER, Scan
 from sagittal.reconstruction.total_variation import directional_tv, edge_preserving_tv, tv
 from sagittal.volume import Geometry
@@ -79,7 +78,7 @@ def reconstruct(
 
 
 def truncated_share(scan: Scan) -> float:
-    """Return the share of views whose outermost bins see part of the object: then the scan does not hold all of it.
+    """Return the share of views whose outermost bins see part of the object, so that some of it is cut off.
 
     A bin does where its line integral, averaged over the rows, is above a twentieth of the scan's largest.
     """

@@ -22,9 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
-from sagittal.core.progress import Report, silent
 from sagittal.reconstruction.geometry import ConeBeam
-from sagittal.reconstruction.iterative import Reconstruction, begin, require_iterations
+from sagittal.reconstruction.iterative import (
+    Reconstruction,
+    Report,
+    begin,
+    require_iterations,
+    silent,
+)
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.scan import MU_WATER, Scan, hounsfield
 from sagittal.reconstruction.variation import Variation, differences, gradient_length
