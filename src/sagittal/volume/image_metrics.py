@@ -104,7 +104,7 @@ def structural_similarity(
 
 
 def gradient_magnitude(volume: Volume) -> NDArray[np.float64]:
-    """Return the gradient's length in the unit per mm, by central differences; axes of one voxel do not count."""
+    """Return the gradient's length in the unit per mm, by central differences; single voxels have none."""
     total = np.zeros(volume.shape)
     array = volume.array.astype(np.float64)
     for axis, step in enumerate(volume.geometry.spacing):
@@ -320,7 +320,7 @@ def edge_spread_width(
 
 
 def _inside(geometry: Geometry, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    index: NDArray[np.float64] = geometry.world_to_index(points)
+    index = geometry.world_to_index(points)
     if np.any(index < -0.5) or np.any(index > np.asarray(geometry.shape) - 0.5):
         raise InputError("a profile leaves the grid", source="reach_mm", expected="points within the image")
     return index
@@ -342,7 +342,7 @@ def _same(image: Volume, reference: Volume) -> None:
 
 def _difference(image: Volume, reference: Volume) -> NDArray[np.float64]:
     _same(image, reference)
-    return image.array.astype(np.float64) - reference.array
+    return np.asarray(image.array.astype(np.float64) - reference.array)
 
 
 def _mask(mask: NDArray[np.bool_] | None, reference: Volume) -> NDArray[np.bool_]:

@@ -22,8 +22,8 @@ from sagittal.volume.volume import Volume
 
 __all__ = ["WATER_PER_MM", "Body", "Phantom", "Shape"]
 
-WATER_PER_MM = 0.0193
-"""Linear attenuation of water at 70 keV, 1/mm (NIST, interpolated between 60 and 80 keV)."""
+WATER_PER_MM = 0.02
+"""Attenuation of water where none is given, 1/mm: that of photons of about 65 keV."""
 
 Shape = Literal["ellipsoid", "box"]
 
