@@ -49,17 +49,6 @@ struct Cone {
   int taps, back_taps;
 };
 
-// Pixel-driven backprojection of filtered projections, with linear interpolation: for FBP and FDK.
-template <typename T>
-struct Smear {
-  int64_t rows, pixels, slices, views, bins, lines, pad;
-  const Inverse<T>* inverse;  // one for each view
-  const T* weight;            // of each view
-  int power;                  // 0: parallel; 2: divided by the squared depth (flat) or distance (curved)
-  T line_scale, line_middle;  // lines of a cone: v = middle + (z - centre) line_scale / depth
-  const T* centre;            // height of each view's source, in slices
-};
-
 #define DECLARE_PROJECTORS(name)                                                                                 \
   namespace name {                                                                                               \
   template <typename T>                                                                                          \
@@ -70,8 +59,6 @@ struct Smear {
   void project_cone(const Sweep<T>&, const Cone<T>&, const Segment<T>&, const T* volume, T* room, T* rays);      \
   template <typename T>                                                                                          \
   void spread_cone(const Sweep<T>&, const Cone<T>&, int64_t row, const T* const* rays, T* room, T* volume);      \
-  template <typename T>                                                                                          \
-  void smear(const Smear<T>&, int64_t row, const T* filtered, const T* cross, T* out);                           \
   }
 DECLARE_PROJECTORS(generic)
 DECLARE_PROJECTORS(avx2)

@@ -3,15 +3,21 @@
 #include "projectors_module.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "pool.h"
 #include "projectors.h"
+#include "variation.h"
 
 namespace nb = nanobind;
 
@@ -212,6 +218,75 @@ void spread_volume(const std::string& kernel, int threads, const HeldSweep<T>& h
 }
 
 template <typename T>
+Variation<T> variation_of(const Given<T, 3>& image, const std::array<double, 3>& factor, const std::optional<Given<T, 3>>& bound,
+                          const std::vector<Given<T, 3>>& scales, double limit, bool positive) {
+  Variation<T> v{};
+  for (int axis = 0; axis < 3; ++axis) {
+    v.shape[axis] = int64_t(image.shape(axis));
+    require(v.shape[axis] > 0 && v.shape[axis] < kLargest, "the image is out of range");
+    v.factor[axis] = v.shape[axis] > 1 ? T(factor[axis]) : T(0);
+  }
+  const auto same = [&](const Given<T, 3>& other) {
+    for (int axis = 0; axis < 3; ++axis) require(int64_t(other.shape(axis)) == v.shape[axis], "weights have another shape");
+    return other.data();
+  };
+  if (bound) v.bound = same(*bound);
+  require(scales.empty() || scales.size() == 3, "there is a scale for each axis, or none");
+  for (std::size_t axis = 0; axis < scales.size(); ++axis) v.scale[axis] = same(scales[axis]);
+  v.limit = T(limit), v.positive = positive;
+  return v;
+}
+
+constexpr int64_t kRows = 16;  // of voxels, that a thread takes at a time
+
+// Iterations of the dual; the image is what the last one's dual says.
+template <typename T>
+void descend(const std::string& kernel, int threads, const Given<T, 3>& given, const std::array<double, 3>& factor, const std::optional<Given<T, 3>>& bound,
+             const std::vector<Given<T, 3>>& scales, double limit, bool positive, int iterations, double step, const std::vector<Written<T, 3>>& dual,
+             const Written<T, 3>& image) {
+  const Variation<T> v = variation_of<T>(given, factor, bound, scales, limit, positive);
+  require(runs_here(kernel), "this kernel does not run here");
+  require(dual.size() == 3 && iterations >= 0, "the dual has three parts");
+  std::array<T*, 3> p;
+  for (int axis = 0; axis < 3; ++axis) {
+    for (int other = 0; other < 3; ++other)
+      require(int64_t(dual[axis].shape(other)) == v.shape[other] && int64_t(image.shape(other)) == v.shape[other], "the dual has another shape");
+    p[axis] = dual[axis].data();
+  }
+  nb::gil_scoped_release released;
+  const T* from = given.data();
+  T* out = image.data();
+  const int64_t rows = v.shape[0] * v.shape[1], parts = (rows + kRows - 1) / kRows;
+  const auto primal = [&](int64_t n) {
+    for (int64_t row = n * kRows; row < std::min(rows, (n + 1) * kRows); ++row) ON(kernel, primal_row<T>(v, row, from, p.data(), out));
+  };
+  const auto ascent = [&](int64_t n) {
+    for (int64_t row = n * kRows; row < std::min(rows, (n + 1) * kRows); ++row) ON(kernel, dual_row<T>(v, row, out, T(step), p.data()));
+  };
+  for (int i = 0; i < iterations; ++i) {
+    Pool::run(threads, parts, primal);
+    Pool::run(threads, parts, ascent);
+  }
+  Pool::run(threads, parts, primal);
+}
+
+template <typename T>
+double variation(const std::string& kernel, int threads, const Given<T, 3>& image, const std::array<double, 3>& factor,
+                 const std::optional<Given<T, 3>>& bound, const std::vector<Given<T, 3>>& scales) {
+  const Variation<T> v = variation_of<T>(image, factor, bound, scales, 1, false);
+  require(runs_here(kernel), "this kernel does not run here");
+  nb::gil_scoped_release released;
+  const int64_t rows = v.shape[0] * v.shape[1];
+  std::vector<double> each(rows);
+  Pool::run(threads, (rows + kRows - 1) / kRows, [&](int64_t n) {
+    for (int64_t row = n * kRows; row < std::min(rows, (n + 1) * kRows); ++row) each[row] = ON(kernel, value_row<T>(v, row, image.data()));
+  });
+  double total = 0;
+  for (double value : each) total += value;
+  return total;
+}
+
+template <typename T>
 void bind(nb::module_& m, const char* name) {
   using Held = HeldSweep<T>;
   nb::class_<Held>(m, name)
@@ -229,6 +304,10 @@ void bind(nb::module_& m, const char* name) {
         nb::arg("rays"));
   m.def("spread_cone", &spread_volume<T>, nb::arg("kernel"), nb::arg("threads"), nb::arg("sweep"), nb::arg("rays"), nb::arg("second"),
         nb::arg("volume"));
+  m.def("descend", &descend<T>, nb::arg("kernel"), nb::arg("threads"), nb::arg("given"), nb::arg("factor"), nb::arg("bound").none(), nb::arg("scales"),
+        nb::arg("limit"), nb::arg("positive"), nb::arg("iterations"), nb::arg("step"), nb::arg("dual"), nb::arg("image"));
+  m.def("variation", &variation<T>, nb::arg("kernel"), nb::arg("threads"), nb::arg("image"), nb::arg("factor"), nb::arg("bound").none(),
+        nb::arg("scales"));
 }
 
 }  // namespace

@@ -1,0 +1,1 @@
+"""CT from its scans: projectors, filtered backprojection, iterative methods, total variation, simulation."""

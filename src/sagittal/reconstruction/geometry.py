@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -326,6 +326,16 @@ def _number(geometry: ScanGeometry, name: str) -> float:
     ):
         raise InputError(f"{name} must be a finite number", source=name, value=repr(value))
     return float(value)
+
+
+def subset(geometry: ScanGeometry, views: slice) -> ScanGeometry:
+    """Return the geometry of some of the views, each where it was."""
+    angles = geometry.angles[views]
+    if not isinstance(geometry, ConeBeam) or geometry.pitch == 0:
+        return replace(geometry, angles=angles)
+    x, y, z = geometry.centre
+    moved = (angles[0] + angles[-1] - geometry.angles[0] - geometry.angles[-1]) / 2
+    return replace(geometry, angles=angles, centre=(x, y, z + geometry.pitch * moved / _TURN))
 
 
 def require_covered(geometry: ScanGeometry, radius: float) -> None:

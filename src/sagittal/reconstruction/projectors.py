@@ -278,8 +278,10 @@ def segments_of(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> list
     slice_step = float(abs(grid.affine[2, 2]))
     found = []
     for view, angle in enumerate(geometry.angles):
-        points, ways = _rays(geometry, angle, geometry.edges)
-        middle_points, middle_ways = _rays(geometry, angle, (geometry.edges[1:] + geometry.edges[:-1]) / 2)
+        points, ways = ray_lines(geometry, angle, geometry.edges)
+        middle_points, middle_ways = ray_lines(
+            geometry, angle, (geometry.edges[1:] + geometry.edges[:-1]) / 2
+        )
         o, d = (points - zero) @ to_index.T, ways @ to_index.T
         mo, md = (middle_points - zero) @ to_index.T, middle_ways @ to_index.T
         first_axis = np.abs(md[:, 0]) * steps[0] > np.abs(md[:, 1]) * steps[1]
@@ -402,7 +404,7 @@ def _entries(
     return ray, voxel, value
 
 
-def _rays(
+def ray_lines(
     geometry: ScanGeometry, angle: float, along: NDArray[np.float64]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return a point and the direction (to the detector, for a fan) of rays at places along it."""
