@@ -12,8 +12,10 @@ pytest.importorskip("pydicom")
 
 from reconstruction.ct_pd import SLOPE, Scanner, write_ct_pd
 from sagittal.core.errors import FormatError, GeometryError, InputError, SagittalError
+from sagittal.reconstruction.analytic import fdk
 from sagittal.reconstruction.ct_pd import Projections, read_ct_pd
 from sagittal.reconstruction.line_integrals import line_integrals
+from sagittal.volume import Geometry
 from sagittal.volume.phantoms import Body, Phantom
 
 # Nothing in it looks the same in a mirror.
@@ -21,7 +23,7 @@ LOPSIDED = Phantom(
     name="lopsided",
     bodies=(
         Body(half_sizes=(32, 26, 40), density=1.0),
-        Body(centre=(15, 8, 4), half_sizes=(8, 5, 6), turn=0.4, density=1.0),
+        Body(centre=(15, 8, 2), half_sizes=(8, 5, 9), turn=0.4, density=1.0),
         Body(shape="box", centre=(-14, 6, -5), half_sizes=(4, 6, 5), density=-0.8),
     ),
 )
@@ -60,6 +62,28 @@ def test_a_tube_that_turns_the_other_way_reads_back(tmp_path: Path) -> None:
     found = read(tmp_path, Scanner(sense=-1.0))
     assert found.geometry.pitch > 0
     assert off(found) < 2 * SLOPE
+
+
+@pytest.mark.parametrize("position", ["HFS", "FFP"])
+def test_a_circle_reconstructs_to_what_was_scanned_where_it_was(tmp_path: Path, position: str) -> None:
+    scanner = Scanner(
+        path="AXIAL", views=90, steps=90, columns=60, width=3.0, central=(30.75, 3.5), position=position
+    )
+    found = read(tmp_path, scanner)
+    height = found.geometry.centre[2]
+    grid = Geometry.from_spacing((40, 40, 1), (2, 2, 2), (-39, -39, height))
+    truth = LOPSIDED.rasterise(grid, 3).array[..., 0]
+    image = fdk(found.scan, grid, mu_water=0.02).array[..., 0]
+    for value, blur in ((-1000, 60), (0, 60), (1000, 250)):
+        inside = np.abs(truth - value) < 1
+        assert inside.sum() > 5
+        assert float(np.median(image[inside])) == pytest.approx(value, abs=blur)
+    assert np.corrcoef(image.ravel(), truth.ravel())[0, 1] > 0.95
+    assert np.corrcoef(image[::-1].ravel(), truth.ravel())[0, 1] < 0.9
+
+
+def test_a_scan_has_the_mean_of_the_photons(tmp_path: Path) -> None:
+    assert read(tmp_path, SMALL).scan.photons == 1001.0 + 5.5
 
 
 def test_another_order_of_rows_and_columns_reads_the_same(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ phi, r cos phi).
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,20 +26,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.core.errors import FormatError, GeometryError, InputError
+from sagittal.core.errors import FormatError, InputError
 from sagittal.core.files import storage_errors
 from sagittal.core.optional import optional_import
+from sagittal.reconstruction._ct_pd_geometry import POSITIONS, View, check_one_scan, check_turn, cone_of
 from sagittal.reconstruction._ct_pd_tags import numbers, word
 from sagittal.reconstruction.geometry import ConeBeam
+from sagittal.reconstruction.scan import Scan
 
 __all__ = ["Projections", "read_ct_pd"]
 
 _GIB = 1 << 30
 _FLAGS = ("BeamHardening", "Gain", "DarkField", "FlatField", "BadPixel", "Scatter")
-# Patient position: signs that take the format's x, y, z to right, anterior, superior.
-_POSITIONS = {"HFS": (-1, 1, 1), "FFS": (1, 1, -1), "HFP": (1, -1, 1), "FFP": (-1, -1, -1)}
 _MOST_STATES = 8
-_WORST_BIN = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +66,11 @@ class Projections:
     misplaced: float
     facts: dict[str, Any]
 
-
-@dataclass(frozen=True)
-class _View:
-    file: Path
-    instance: int
-    angle: float
-    height: float
-    distance: float
-    shift: tuple[float, float, float]  # rho, phi, z
-    scanner: tuple[Any, ...]
+    @property
+    def scan(self) -> Scan:
+        """The projections as a scan, whose photons are their mean: a bow-tie filter's shape is lost."""
+        photons = None if self.photons is None else float(self.photons.mean(dtype=np.float64))
+        return Scan(self.sinogram, self.geometry, photons)
 
 
 def read_ct_pd(
@@ -119,7 +112,7 @@ def read_ct_pd(
         views = [view for view in views if first <= view.instance <= last]
     if len(views) < 2:
         raise InputError("a scan needs two views", source=files[0].parent, value=len(views))
-    _check_one_scan(views)
+    check_one_scan(views)
     scanner = dict(views[0].scanner)
     size = len(views) * scanner["rows"] * scanner["columns"] * 4
     if size > max_bytes:
@@ -140,7 +133,7 @@ def read_ct_pd(
             value=len(states),
             expected=f"{_MOST_STATES} or fewer that repeat",
         )
-    _check_turn(views, turned, len(states), scanner)
+    check_turn(views, turned, len(states), scanner)
     return tuple(
         _projections(pydicom, [views[i] for i in chosen], turned[chosen], scanner, air, len(states))
         for chosen in states.values()
@@ -172,7 +165,7 @@ def _dataset(pydicom: Any, file: Path, *, pixels: bool) -> Any:
         raise FormatError(f"the DICOM file is damaged, or none ({error})", source=file) from error
 
 
-def _view(pydicom: Any, file: Path) -> _View:
+def _view(pydicom: Any, file: Path) -> View:
     dataset = _dataset(pydicom, file, pixels=False)
     shape = word(dataset, "DetectorShape", file)
     if shape not in ("CYLINDRICAL", "FLAT"):
@@ -188,12 +181,12 @@ def _view(pydicom: Any, file: Path) -> _View:
     if path not in ("AXIAL", "HELICAL"):
         raise FormatError("the type of scan is unknown", source=file, value=path, expected="AXIAL or HELICAL")
     position = str(dataset.get("PatientPosition") or "").strip().upper()
-    if position and position not in _POSITIONS:
+    if position and position not in POSITIONS:
         raise FormatError(
             "the patient's position is not supported",
             source=file,
             value=position,
-            expected=", ".join(_POSITIONS),
+            expected=", ".join(POSITIONS),
         )
 
     def one(name: str) -> float:
@@ -227,7 +220,7 @@ def _view(pydicom: Any, file: Path) -> _View:
         "spot": word(dataset, "FlyingFocalSpotMode", file, required=False),
         **{flag: word(dataset, f"{flag}CorrectionFlag", file, required=False) for flag in _FLAGS},
     }
-    return _View(
+    return View(
         file,
         int(dataset.InstanceNumber),
         one("DetectorFocalCenterAngularPosition"),
@@ -242,107 +235,16 @@ def _view(pydicom: Any, file: Path) -> _View:
     )
 
 
-def _check_one_scan(views: list[_View]) -> None:
-    first = views[0]
-    for view in views[1:]:
-        for (name, here), (_, there) in zip(first.scanner, view.scanner, strict=True):
-            if here != there:
-                raise InputError(
-                    f"views of several scans are mixed: their {name} differs",
-                    source=view.file,
-                    value="another series" if name == "series" else f"{there}, in {first.file.name} {here}",
-                    expected="one series of one scanner and spectrum",
-                )
-    numbers_ = np.array([view.instance for view in views])
-    steps = np.diff(numbers_)
-    if np.any(steps == 0):
-        at = int(np.argmax(steps == 0))
-        raise GeometryError(
-            "a view is there twice", source=views[at + 1].file, value=f"instance {numbers_[at]}"
-        )
-    if np.any(steps > 1):
-        at = int(np.argmax(steps > 1))
-        raise GeometryError(
-            "views are missing",
-            source=views[at + 1].file.parent,
-            value=f"{int((steps - 1).sum())}, first after instance {numbers_[at]}",
-            expected="consecutive instance numbers",
-        )
-    scanner = dict(first.scanner)
-    for name, value, low, high in (
-        ("DetectorFocalCenterRadialDistance", first.distance, 100.0, 2000.0),
-        ("ConstantRadialDistance", scanner["detector"], 200.0, 4000.0),
-        ("DetectorElementTransverseSpacing", scanner["width"], 0.05, 10.0),
-        ("DetectorElementAxialSpacing", scanner["height"], 0.05, 200.0),
-    ):
-        if not low <= value <= high:
-            raise GeometryError(
-                "a length is not in mm", source=name, value=value, expected=f"{low:g} to {high:g}"
-            )
-    if scanner["water"] is not None and not 0.01 <= scanner["water"] <= 0.06:
-        raise InputError(
-            "water's attenuation is not in 1/mm",
-            source="WaterAttenuationCoefficient",
-            value=scanner["water"],
-            expected="about 0.02; 0.2 would be 1/cm",
-        )
-
-
-def _check_turn(
-    views: list[_View], turned: NDArray[np.float64], states: int, scanner: dict[str, Any]
-) -> None:
-    raw = np.array([view.angle for view in views])
-    step = float(np.median(np.abs(np.diff(raw))))
-    many = (1.0, float(states), 1.0 / states)
-    if scanner["steps"]:
-        degrees = min(abs(step * scanner["steps"] / 360 - k) / k for k in many) < 0.05
-    else:
-        degrees = bool(np.abs(raw).max() > 4 * np.pi) and step > 0.1
-    if degrees:
-        raise GeometryError(
-            "the tube's angles look like degrees",
-            source="DetectorFocalCenterAngularPosition",
-            value=f"{raw.min():g} to {raw.max():g}",
-            expected="radians",
-        )
-    mean = float(turned[-1] - turned[0]) / (len(turned) - 1)
-    if mean == 0:
-        raise GeometryError(
-            "the tube does not turn", source="DetectorFocalCenterAngularPosition", value=float(raw[0])
-        )
-    if len(turned) > states:
-        steps = np.diff(turned) if states == 1 else turned[states:] - turned[:-states]
-        usual = float(np.median(steps))
-        uneven = np.abs(steps - usual) > 0.5 * abs(usual)
-        if np.any(uneven):
-            at = int(np.argmax(uneven))
-            raise GeometryError(
-                "the tube does not turn evenly: a view is missing or out of order",
-                source=views[at + 1].file,
-                value=f"{steps[at]:.5g} rad after instance {views[at].instance}",
-                expected=f"about {usual:.5g}",
-            )
-    if scanner["steps"]:
-        ratio = 2 * np.pi / scanner["steps"] / abs(mean)
-        if min(abs(ratio - k) / k for k in many) > 0.02:
-            raise GeometryError(
-                "the views do not turn by as much as a turn's number of views says",
-                source="NumberofSourceAngularSteps",
-                value=f"{scanner['steps']} views a turn, and {abs(mean):.6g} rad from view to view",
-                expected=f"{2 * np.pi / scanner['steps']:.6g} rad",
-            )
-
-
 def _projections(
     pydicom: Any,
-    views: list[_View],
+    views: list[View],
     turned: NDArray[np.float64],
     scanner: dict[str, Any],
     air: float | None,
     states: int,
 ) -> Projections:
-    signs = _POSITIONS[scanner["position"] or "HFS"]
-    geometry, misplaced = _geometry(views, turned, scanner, signs)
+    signs = POSITIONS[scanner["position"] or "HFS"]
+    geometry, misplaced = cone_of(views, turned, scanner, signs)
     sinogram = np.empty(geometry.shape, np.float32)
     photons: NDArray[np.float32] | None = np.empty((len(views), geometry.bins), np.float32)
     # Row 1 is the furthest from the table, column 1 the leftmost seen from it with the detector below.
@@ -417,97 +319,3 @@ def _rays(dataset: Any, file: Path, scanner: dict[str, Any], air: float | None) 
     if np.any(values <= 0):
         raise InputError("readings are not above 0", source=file, value=int(np.count_nonzero(values <= 0)))
     return np.asarray(np.log(air / values))
-
-
-def _geometry(
-    views: list[_View], turned: NDArray[np.float64], scanner: dict[str, Any], signs: tuple[int, int, int]
-) -> tuple[ConeBeam, float]:
-    rho, phi, rise = views[0].shift
-    distance = float(np.mean([view.distance for view in views]))
-    if max(abs(view.distance - distance) for view in views) > 0.1:
-        raise GeometryError(
-            "the tube's distance changes", source="DetectorFocalCenterRadialDistance", value=distance
-        )
-    mirrored = signs[0] * signs[1] < 0  # the angle runs against the format's
-    way = -1.0 if mirrored else 1.0
-    angles = way * (turned + phi) + (np.pi if signs[1] > 0 else 0.0)
-    angles -= 2 * np.pi * np.round(angles[0] / (2 * np.pi))
-    columns, rows = scanner["columns"], scanner["rows"]
-    central_column, central_row = scanner["central"]
-    offset, row_offset = columns / 2 + 0.5 - central_column, central_row - rows / 2 - 0.5
-    if signs[2] < 0:
-        offset, row_offset = -offset, -row_offset
-    heights = signs[2] * (np.array([view.height for view in views]) + rise)
-    row_offset -= signs[2] * rise / scanner["height"]
-    geometry = ConeBeam(
-        angles=tuple(angles.tolist()),
-        bins=columns,
-        rows=rows,
-        bin_width=scanner["width"],
-        row_height=scanner["height"],
-        source_distance=distance + rho,
-        detector_distance=scanner["detector"] + rho,
-        curved=scanner["shape"] == "CYLINDRICAL",
-        offset=offset,
-        row_offset=row_offset,
-        pitch=_pitch(angles, heights, scanner),
-        centre=(0.0, 0.0, float(heights[0] + heights[-1]) / 2),
-    )
-    return _fitted(geometry, distance, scanner["detector"], way * phi)
-
-
-def _pitch(angles: NDArray[np.float64], heights: NDArray[np.float64], scanner: dict[str, Any]) -> float:
-    if scanner["path"] == "AXIAL":
-        if np.ptp(heights) > 0.1:
-            raise GeometryError(
-                "the table moves during an axial scan",
-                source="DetectorFocalCenterAxialPosition",
-                value=f"{np.ptp(heights):.3g} mm",
-                expected="one height; read each turn by its instances",
-            )
-        return 0.0
-    per_radian = float(heights[-1] - heights[0]) / float(angles[-1] - angles[0])
-    line = heights[0] + per_radian * (angles - angles[0])
-    off = float(np.abs(heights - line).max())
-    if off > 0.1 * scanner["height"]:
-        raise GeometryError(
-            "the table's heights do not follow the tube's angles",
-            source="DetectorFocalCenterAxialPosition",
-            value=f"{off:.3g} mm off",
-            expected=f"{0.1 * scanner['height']:.3g} mm or less; read a part of it by instances",
-        )
-    return 2 * np.pi * per_radian
-
-
-def _fitted(geometry: ConeBeam, distance: float, arc: float, shift: float) -> tuple[ConeBeam, float]:
-    """Return the geometry with its bins as seen from a focal spot beside the middle of the detector's arc.
-
-    Args:
-        geometry: One for the focal spot, with the bins as its arc's middle sees them.
-        distance: From that middle to the axis, mm.
-        arc: From it to the detector, mm.
-        shift: Angle of the focal spot from it, about the axis, as the geometry's angles run.
-    """
-    places = (np.arange(geometry.bins) + 0.5 - geometry.bins / 2 + geometry.offset) * geometry.bin_width
-    # In the frame of the detector: u across, d from its middle to the axis; the axis at 0.
-    fan = places / arc
-    u, d = (arc * np.sin(fan), arc * np.cos(fan)) if geometry.curved else (places, np.full(len(places), arc))
-    d = d - distance
-    # In the frame of the focal spot, which is turned by the shift and stands at -source_distance.
-    along = np.cos(shift) * u + np.sin(shift) * d
-    depth = np.cos(shift) * d - np.sin(shift) * u + geometry.source_distance
-    reach = geometry.detector_distance
-    seen = reach * np.arctan2(along, depth) if geometry.curved else reach * along / depth
-    bins = np.arange(geometry.bins) + 0.5 - geometry.bins / 2
-    if geometry.bins == 1:
-        return dataclasses.replace(geometry, offset=float(seen[0]) / geometry.bin_width), 0.0
-    width, start = (float(value) for value in np.polyfit(bins, seen, 1))
-    misplaced = float(np.abs(start + width * bins - seen).max()) / width
-    if misplaced > _WORST_BIN:
-        raise GeometryError(
-            "the focal spot is too far from the middle of the detector's arc",
-            source="SourceAngularPositionShift",
-            value=f"bins {misplaced:.2f} of their width out of place",
-            expected=f"{_WORST_BIN:g} or less",
-        )
-    return dataclasses.replace(geometry, bin_width=width, offset=start / width), misplaced
