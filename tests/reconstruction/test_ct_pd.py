@@ -78,8 +78,10 @@ def test_a_circle_reconstructs_to_what_was_scanned_where_it_was(tmp_path: Path, 
         inside = np.abs(truth - value) < 1
         assert inside.sum() > 5
         assert float(np.median(image[inside])) == pytest.approx(value, abs=blur)
-    assert np.corrcoef(image.ravel(), truth.ravel())[0, 1] > 0.95
-    assert np.corrcoef(image[::-1].ravel(), truth.ravel())[0, 1] < 0.9
+    body = truth > -900
+    body &= body[::-1]
+    assert np.corrcoef(image[body], truth[body])[0, 1] > 0.9
+    assert np.corrcoef(image[::-1][body], truth[body])[0, 1] < 0.5
 
 
 def test_a_scan_has_the_mean_of_the_photons(tmp_path: Path) -> None:
