@@ -10,17 +10,21 @@ import pytest
 from sagittal.core.errors import InputError
 from sagittal.reconstruction.analytic import WINDOWS, coverage, fbp, fdk, redundancy
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
-from sagittal.reconstruction.phantoms import Ellipse, ellipse_image, ellipse_integrals
+from sagittal.reconstruction.line_integrals import line_integrals
 from sagittal.reconstruction.projectors import forward
 from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import Body, Phantom
 
 GRID = Geometry.from_spacing((64, 64, 1), (2, 2, 2), (-63, -63, 0))
-PHANTOM = (
-    Ellipse((4.0, -6.0), (50.0, 42.0), 1.0, 0.3),
-    Ellipse((-14.0, 10.0), (14.0, 9.0), 0.5, -0.4),
-    Ellipse((20.0, -12.0), (9.0, 12.0), -0.6),
+PHANTOM = Phantom(
+    name="ellipses",
+    bodies=(
+        Body(centre=(4, -6, 0), half_sizes=(50, 42, math.inf), density=1.0, turn=0.3),
+        Body(centre=(-14, 10, 0), half_sizes=(14, 9, math.inf), density=0.5, turn=-0.4),
+        Body(centre=(20, -12, 0), half_sizes=(9, 12, math.inf), density=-0.6),
+    ),
 )
 
 
@@ -58,7 +62,7 @@ def middles_of_parts(volume: Volume) -> dict[str, float]:
 @pytest.mark.parametrize("name", SCANNERS)
 def test_fbp_gives_the_hounsfield_units_of_a_phantom(name: str) -> None:
     geometry = SCANNERS[name]
-    found = middles_of_parts(fbp(Scan(ellipse_integrals(PHANTOM, geometry), geometry), GRID))
+    found = middles_of_parts(fbp(Scan(line_integrals(PHANTOM, geometry), geometry), GRID))
     assert found == pytest.approx({"body": 0, "dense": 500, "light": -600}, abs=15)
 
 
@@ -67,7 +71,7 @@ def test_windows_trade_noise_for_sharpness_in_their_order(window: Any) -> None:
     if window == WINDOWS[-1]:
         return
     geometry = SCANNERS["parallel"]
-    scan = add_noise(ellipse_integrals(PHANTOM, geometry), geometry, photons=1e4)
+    scan = add_noise(line_integrals(PHANTOM, geometry), geometry, photons=1e4)
     smoother = WINDOWS[WINDOWS.index(window) + 1]
     first, second = (fbp(scan, GRID, window=w, variance=True).variance for w in (window, smoother))
     assert first is not None
@@ -78,10 +82,10 @@ def test_windows_trade_noise_for_sharpness_in_their_order(window: Any) -> None:
 @pytest.mark.parametrize("name", ["parallel", "fan-flat", "half-curved"])
 def test_the_variance_of_fbp_is_that_of_many_scans(name: str) -> None:
     geometry = SCANNERS[name]
-    exact = ellipse_integrals(PHANTOM, geometry)
+    exact = line_integrals(PHANTOM, geometry)
     draws = [fbp(add_noise(exact, geometry, photons=1e5, seed=n), GRID).array for n in range(24)]
     said = fbp(add_noise(exact, geometry, photons=1e5, seed=99), GRID, variance=True).variance
-    inside = ellipse_image(PHANTOM, GRID).array > -900
+    inside = PHANTOM.rasterise(GRID).array > -900
     ratio = np.var(draws, axis=0, ddof=1)[inside] / np.asarray(said)[inside]
     assert ratio.mean() == pytest.approx(1.0, abs=0.04)
     assert ratio.std() < 0.36  # 0.295 is what 24 draws leave
@@ -113,7 +117,8 @@ def test_too_short_a_scan_is_refused() -> None:
 def test_fdk_gives_the_hounsfield_units_of_a_cylinder() -> None:
     grid = Geometry.from_spacing((48, 48, 8), (2, 2, 2), (-47, -47, -7))
     middle = Geometry.from_spacing((48, 48, 1), (2, 2, 2), (-47, -47, 0))
-    part = ellipse_image((Ellipse((0.0, 0.0), (30.0, 24.0), 1.2),), middle)
+    cylinder = Phantom(name="cylinder", bodies=(Body(half_sizes=(30, 24, math.inf), density=1.2),))
+    part = cylinder.rasterise(middle)
     truth = Volume(np.repeat((part.array / 1000 + 1) * 0.02, 8, axis=2), grid, unit="1/mm")
     for curved in (False, True):
         geometry = fitted_geometry(grid, "cone", 120, curved=curved)

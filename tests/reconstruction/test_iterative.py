@@ -7,16 +7,18 @@ from sagittal.core.errors import InputError
 from sagittal.reconstruction.analytic import fbp
 from sagittal.reconstruction.geometry import ConeBeam, subset
 from sagittal.reconstruction.iterative import cgls, ordered_subsets, sirt
-from sagittal.reconstruction.phantoms import ellipse_image, ellipse_integrals, torso
+from sagittal.reconstruction.line_integrals import line_integrals
 from sagittal.reconstruction.projectors import Projector, system_matrix
-from sagittal.reconstruction.scan import MU_WATER, Scan
+from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import WATER_PER_MM
+from sagittal.volume.standard_phantoms import smooth_regions
 
 GRID = Geometry.from_spacing((64, 64, 1), (4, 4, 4), (-126, -126, 0))
-TRUTH = ellipse_image(torso(115.0), GRID)
+TRUTH = smooth_regions().rasterise(GRID)
 SCANNER = fitted_geometry(GRID, "fan", 60)
-SCAN = add_noise(ellipse_integrals(torso(115.0), SCANNER), SCANNER, photons=1e4)
+SCAN = add_noise(line_integrals(smooth_regions(), SCANNER), SCANNER, photons=1e4)
 
 
 def error(volume: Volume) -> float:
@@ -52,7 +54,7 @@ def test_cgls_goes_to_the_least_squares() -> None:
     found = cgls(Scan(rays, geometry), grid, iterations=80).volume.array
     matrix = system_matrix(geometry, grid).toarray()
     exact = np.linalg.lstsq(matrix, rays.reshape(-1), rcond=None)[0]
-    assert ((found + 1000) * MU_WATER / 1000).reshape(-1) == pytest.approx(exact, abs=2e-4)
+    assert ((found + 1000) * WATER_PER_MM / 1000).reshape(-1) == pytest.approx(exact, abs=2e-4)
 
 
 def test_cgls_stops_where_nothing_is_left() -> None:

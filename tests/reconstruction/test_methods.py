@@ -9,15 +9,22 @@ import pytest
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.reconstruction import METHODS, Scan, Solver, quality, reconstruct, truncated_share
 from sagittal.reconstruction.geometry import ParallelBeam
-from sagittal.reconstruction.phantoms import Ellipse, ellipse_image, ellipse_integrals
+from sagittal.reconstruction.line_integrals import line_integrals
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import Body, Phantom
 
 GRID = Geometry.from_spacing((32, 32, 1), (4, 4, 4), (-62, -62, 0))
-PHANTOM = (Ellipse((0.0, 0.0), (50.0, 40.0), 1.0), Ellipse((10.0, 5.0), (12.0, 12.0), 0.4))
+PHANTOM = Phantom(
+    name="ellipses",
+    bodies=(
+        Body(half_sizes=(50, 40, math.inf), density=1.0),
+        Body(centre=(10, 5, 0), half_sizes=(12, 12, math.inf), density=0.4),
+    ),
+)
 SCANNER = fitted_geometry(GRID, "fan", 40)
-SCAN = add_noise(ellipse_integrals(PHANTOM, SCANNER), SCANNER, photons=1e5)
-TRUTH = ellipse_image(PHANTOM, GRID)
+SCAN = add_noise(line_integrals(PHANTOM, SCANNER), SCANNER, photons=1e5)
+TRUTH = PHANTOM.rasterise(GRID)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -53,7 +60,7 @@ def test_what_a_method_cannot_do_is_refused(method: str, options: dict[str, Any]
 def test_a_truncated_scan_is_told() -> None:
     narrow = ParallelBeam(angles=tuple(np.linspace(0, math.pi, 20, endpoint=False)), bins=22, bin_width=4.0)
     assert truncated_share(SCAN) == 0
-    assert truncated_share(Scan(ellipse_integrals(PHANTOM, narrow), narrow)) > 0.3
+    assert truncated_share(Scan(line_integrals(PHANTOM, narrow), narrow)) > 0.3
 
 
 def test_an_image_like_the_truth_has_no_error() -> None:
@@ -64,9 +71,10 @@ def test_errors_are_counted_where_they_are() -> None:
     shifted = quality(TRUTH.replace(array=TRUTH.array + 10), TRUTH)
     assert shifted["rmse"] == pytest.approx(10)
     assert shifted["flat_noise"] == pytest.approx(0, abs=1e-6)
-    noise = np.random.default_rng(0).normal(0, 50, GRID.shape)
-    noisy = quality(TRUTH.replace(array=TRUTH.array + noise), TRUTH)
-    assert noisy["flat_noise"] == pytest.approx(50, rel=0.1)
+    noise = np.random.default_rng(0).normal(0, 50, (8, *GRID.shape))
+    rows = [quality(TRUTH.replace(array=TRUTH.array + draw), TRUTH) for draw in noise]
+    noisy = rows[0]
+    assert np.median([row["flat_noise"] or 0.0 for row in rows]) == pytest.approx(50, rel=0.1)
     assert noisy["ssim"] is not None
     assert noisy["ssim"] < 0.9
     even = Volume(np.zeros(GRID.shape), GRID, unit="HU")

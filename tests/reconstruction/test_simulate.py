@@ -7,33 +7,34 @@ import pytest
 
 from sagittal.core.errors import InputError
 from sagittal.reconstruction.geometry import ConeBeam, ParallelBeam
-from sagittal.reconstruction.phantoms import (
-    Ellipse,
-    ellipse_image,
-    ellipse_integrals,
-    shepp_logan,
-    torso,
-)
+from sagittal.reconstruction.line_integrals import line_integrals
 from sagittal.reconstruction.projectors import forward
 from sagittal.reconstruction.scan import attenuation
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry, sampled_integrals, simulate_scan
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import Body, Phantom
 
 GRID = Geometry.from_spacing((40, 40, 1), (2, 2, 2), (-39, -39, 0))
-PHANTOM = (Ellipse((4.0, -6.0), (28.0, 20.0), 1.0, 0.3), Ellipse((-4.0, 5.0), (8.0, 6.0), 0.5))
+PHANTOM = Phantom(
+    name="ellipses",
+    bodies=(
+        Body(centre=(4, -6, 0), half_sizes=(28, 20, math.inf), density=1.0, turn=0.3),
+        Body(centre=(-4, 5, 0), half_sizes=(8, 6, math.inf), density=0.5),
+    ),
+)
 
 
 @pytest.mark.parametrize("kind", ["parallel", "fan"])
 def test_sampled_rays_come_near_the_exact_ones(kind: str) -> None:
     geometry = fitted_geometry(GRID, kind, 24)
-    exact = ellipse_integrals(PHANTOM, geometry)
-    found = sampled_integrals(attenuation(ellipse_image(PHANTOM, GRID, parts=8)), GRID, geometry)
+    exact = line_integrals(PHANTOM, geometry)
+    found = sampled_integrals(attenuation(PHANTOM.rasterise(GRID, 8)), GRID, geometry)
     assert np.sqrt(np.mean((found - exact) ** 2)) < 0.015 * exact.max()
 
 
 def test_the_other_projector_is_another_one() -> None:
     geometry = fitted_geometry(GRID, "fan", 24)
-    image = ellipse_image(PHANTOM, GRID)
+    image = PHANTOM.rasterise(GRID)
     mu = Volume(attenuation(image), GRID, unit="1/mm")
     apart = np.abs(sampled_integrals(mu.array, GRID, geometry) - forward(mu, geometry))
     assert 1e-4 < apart.max() < 0.1
@@ -50,7 +51,7 @@ def test_sampled_rays_of_a_cone_agree_with_projected_ones() -> None:
 
 def test_noise_follows_from_the_seed() -> None:
     geometry = fitted_geometry(GRID, "parallel", 12)
-    image = ellipse_image(PHANTOM, GRID)
+    image = PHANTOM.rasterise(GRID)
     first, again, other = (simulate_scan(image, geometry, photons=1e3, seed=n) for n in (1, 1, 2))
     assert np.array_equal(first.sinogram, again.sinogram)
     assert not np.array_equal(first.sinogram, other.sinogram)
@@ -86,15 +87,3 @@ def test_a_fitted_detector_sees_all_of_the_grid(kind: str, curved: bool) -> None
 def test_an_unknown_geometry_is_refused() -> None:
     with pytest.raises(InputError, match="got star; expected parallel, fan or cone"):
         fitted_geometry(GRID, "star", 3)
-
-
-def test_phantoms_hold_water_and_air() -> None:
-    head, chest = (ellipse_image(parts, GRID) for parts in (shepp_logan(38.0), torso(38.0)))
-    assert head.array[20, 20, 0] == pytest.approx(-800)  # 1 - 0.8 of water
-    assert chest.array[0, 0, 0] == -1000
-    assert chest.unit == "HU"
-
-
-def test_ellipses_do_not_lie_in_cones() -> None:
-    with pytest.raises(InputError, match="ellipses lie in one plane"):
-        ellipse_integrals(PHANTOM, fitted_geometry(GRID, "cone", 2))

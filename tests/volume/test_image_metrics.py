@@ -149,6 +149,14 @@ def test_noise_at_a_matched_resolution_is_that_of_the_blurred_image() -> None:
     assert found == pytest.approx(1 / (2 * math.sqrt(math.pi) * sigma), rel=0.05)
 
 
+def test_noise_outside_the_mask_does_not_count() -> None:
+    reference = step()
+    right = np.indices(reference.shape)[0] > reference.shape[0] // 2
+    noisy = reference.with_array(reference.array + np.where(right, 0, NOISE[:, :, None] * 4))
+    assert flat_noise(noisy, reference, threshold=10, margin_mm=1.0, mask=right) == pytest.approx(0, abs=1e-4)
+    assert flat_noise(noisy, reference, threshold=10, margin_mm=1.0) > 1
+
+
 def test_a_margin_that_leaves_nothing_flat_is_refused() -> None:
     with pytest.raises(InputError, match="flat"):
         flat_noise(step(), step(), threshold=10, margin_mm=50)

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sagittal.case.store import CaseStore
-from sagittal.reconstruction import ellipse_image, torso
 from sagittal.volume import Geometry, read_nifti, write_nifti
+from sagittal.volume.standard_phantoms import smooth_regions
 from sagittal.workbench.cli import app
 
 GRID = Geometry.from_spacing((40, 40, 2), (6, 6, 6), (-117, -117, 0))
@@ -28,7 +28,7 @@ def last_line(result: Any) -> Any:
 @pytest.fixture
 def scan(tmp_path: Path) -> Path:
     image = tmp_path / "image.nii.gz"
-    write_nifti(ellipse_image(torso(110.0), GRID), image)
+    write_nifti(smooth_regions().rasterise(GRID), image)
     path = tmp_path / "scan.npz"
     how = ("--views", 24, "--photons", "2e4", "--slice", 1)
     told = last_line(sagittal("ct", "simulate", "--volume", image, *how, "--out", path, "--json"))
@@ -112,7 +112,7 @@ def test_what_cannot_be_reconstructed_is_refused(
 
 def test_a_slice_that_there_is_not_and_a_bad_scan_are_refused(tmp_path: Path) -> None:
     image = tmp_path / "image.nii.gz"
-    write_nifti(ellipse_image(torso(110.0), GRID), image)
+    write_nifti(smooth_regions().rasterise(GRID), image)
     done = sagittal("ct", "simulate", "--volume", image, "--slice", 2, "--out", tmp_path / "s.npz")
     assert done.exit_code == 2
     assert "--slice: there is no such slice; got 2; expected 0 to 1" in done.output

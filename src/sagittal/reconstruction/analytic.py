@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from sagittal.core.errors import InputError
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.projectors import check_grid
-from sagittal.reconstruction.scan import MU_WATER, Scan, hounsfield
+from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import WATER_PER_MM
 
 __all__ = ["WINDOWS", "Window", "coverage", "fbp", "fdk", "redundancy"]
 
@@ -36,7 +37,7 @@ def fbp(
     window: Window = "hann",
     cutoff: float = 1.0,
     variance: bool = False,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
 ) -> Volume:
     """Reconstruct a parallel or fan-beam scan by filtered backprojection.
 
@@ -68,7 +69,7 @@ def fdk(
     window: Window = "hann",
     cutoff: float = 1.0,
     variance: bool = False,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
 ) -> Volume:
     """Reconstruct a circular cone-beam scan; exact in the source's plane, approximate away from it.
 

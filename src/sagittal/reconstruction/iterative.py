@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from sagittal.core.errors import InputError
 from sagittal.reconstruction.geometry import subset
 from sagittal.reconstruction.projectors import Projector
-from sagittal.reconstruction.scan import MU_WATER, Scan, hounsfield
+from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import WATER_PER_MM
 
 __all__ = ["Reconstruction", "cgls", "ordered_subsets", "sirt"]
 
@@ -50,7 +51,7 @@ def sirt(
     iterations: int = 100,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
     """Reconstruct by simultaneous iterations, rays and voxels by their weights' sums (Gregor, Benson 2008).
@@ -89,7 +90,7 @@ def ordered_subsets(
     iterations: int = 20,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     report: Report = silent,
     name: str = "ordered-subsets",
 ) -> Reconstruction:
@@ -146,7 +147,7 @@ def cgls(
     *,
     iterations: int = 15,
     start: NDArray[np.floating] | None = None,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
     """Reconstruct by conjugate gradients on the least squares; few iterations are what holds the noise down.

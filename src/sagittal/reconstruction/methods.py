@@ -11,9 +11,10 @@ from sagittal.core.errors import InputError
 from sagittal.reconstruction.analytic import fbp, fdk
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, cgls, ordered_subsets, silent, sirt
-from sagittal.reconstruction.scan import MU_WATER, Scan
+from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.total_variation import directional_tv, edge_preserving_tv, tv
 from sagittal.volume import Geometry
+from sagittal.volume.phantoms import WATER_PER_MM
 
 __all__ = ["METHODS", "reconstruct", "truncated_share"]
 
@@ -38,7 +39,7 @@ def reconstruct(
     method: str,
     *,
     variance: bool = False,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     report: Report = silent,
     **options: Any,
 ) -> Reconstruction:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.reconstruction.geometry import ScanGeometry
+from sagittal.reconstruction.hounsfield_scale import HounsfieldScale
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import WATER_PER_MM
 
-__all__ = ["LEAST_COUNT", "MU_WATER", "Scan", "attenuation", "hounsfield"]
-
-MU_WATER = 0.02
-"""Attenuation of water that is assumed where none is given, 1/mm: that of photons of about 65 keV."""
+__all__ = ["LEAST_COUNT", "Scan", "attenuation", "hounsfield"]
 
 LEAST_COUNT = 0.5
 """What stands for a count of zero or below, whose logarithm there is not."""
@@ -120,7 +119,7 @@ class Scan:
         return dataclasses.replace(self, **changes)
 
 
-def attenuation(volume: Volume, mu_water: float = MU_WATER) -> NDArray[np.float32]:
+def attenuation(volume: Volume, mu_water: float = WATER_PER_MM) -> NDArray[np.float32]:
     """Return a volume's attenuation in 1/mm, not below 0, from HU or as it is.
 
     Raises:
@@ -139,7 +138,7 @@ def attenuation(volume: Volume, mu_water: float = MU_WATER) -> NDArray[np.float3
 def hounsfield(
     image: NDArray[Any],
     grid: Geometry,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     *,
     variance: NDArray[Any] | None = None,
     facts: dict[str, Any] | None = None,
@@ -153,14 +152,8 @@ def hounsfield(
         variance: Variance of the attenuation, 1/mm^2.
         facts: What is to be known of the reconstruction.
     """
-    scale = 1000 / mu_water
-    return Volume(
-        (image * scale - 1000).astype(np.float32),
-        grid,
-        unit="HU",
-        variance=None if variance is None else (variance * scale**2).astype(np.float32),
-        facts={} if facts is None else facts,
-    )
+    volume = Volume(image, grid, unit="1/mm", variance=variance, facts=facts or {})
+    return HounsfieldScale(water=mu_water).apply(volume)
 
 
 def _real(values: Any, geometry: ScanGeometry, what: str) -> NDArray[np.floating[Any]]:

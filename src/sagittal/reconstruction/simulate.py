@@ -18,8 +18,9 @@ from sagittal.core.optional import optional_import
 from sagittal.core.randomness import generator
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.projectors import check_grid, ray_lines
-from sagittal.reconstruction.scan import MU_WATER, Scan, attenuation
+from sagittal.reconstruction.scan import Scan, attenuation
 from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import WATER_PER_MM
 
 __all__ = ["add_noise", "fitted_geometry", "sampled_integrals", "simulate_scan"]
 
@@ -31,7 +32,7 @@ def simulate_scan(
     photons: float,
     seed: int = 0,
     electronic: float = 0.0,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
 ) -> Scan:
     """Scan a volume at a dose.
 

@@ -31,9 +31,10 @@ from sagittal.reconstruction.iterative import (
     silent,
 )
 from sagittal.reconstruction.projectors import Projector
-from sagittal.reconstruction.scan import MU_WATER, Scan, hounsfield
+from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.variation import Variation, differences, gradient_length
 from sagittal.volume import Geometry
+from sagittal.volume.phantoms import WATER_PER_MM
 
 __all__ = ["Solver", "directional_tv", "edge_preserving_tv", "edge_threshold", "tv"]
 
@@ -82,7 +83,7 @@ def tv(
     roughness: float = 2.0,
     solver: Solver | None = None,
     start: NDArray[np.floating] | None = None,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
     """Reconstruct with the total variation for a prior.
@@ -117,7 +118,7 @@ def edge_preserving_tv(
     alternating: bool = False,
     solver: Solver | None = None,
     start: NDArray[np.floating] | None = None,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
     """Reconstruct with a total variation that asks little for steps much larger than ``delta``.
@@ -190,7 +191,7 @@ def directional_tv(
     delta: float = 30.0,
     solver: Solver | None = None,
     start: NDArray[np.floating] | None = None,
-    mu_water: float = MU_WATER,
+    mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
     """Reconstruct with a total variation weighted along each axis (AwTV), in two stages.

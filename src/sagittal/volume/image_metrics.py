@@ -143,6 +143,7 @@ def flat_noise(
     *,
     threshold: float,
     margin_mm: float,
+    mask: NDArray[np.bool_] | None = None,
     width_mm: float | None = None,
     matched_width_mm: float | None = None,
 ) -> float:
@@ -161,11 +162,12 @@ def flat_noise(
         reference: What it should be.
         threshold: Gradient of an edge, in the unit per mm.
         margin_mm: Distance that keeps the edges' blur out.
+        mask: Voxels that may count, shape of the images; all by default.
         width_mm: The image's own 10 to 90 % edge-spread width.
         matched_width_mm: The width that all images are compared at.
 
     Raises:
-        InputError: No edge-free region of two voxels, one width without the other, another unit.
+        InputError: No edge-free region of two voxels in the mask, one width without the other, another unit.
         GeometryError: Another grid.
     """
     if (width_mm is None) != (matched_width_mm is None):
@@ -180,6 +182,7 @@ def flat_noise(
     flat = gradient_magnitude(reference) <= threshold
     if not flat.all():
         flat = _distance(reference, threshold, margin_mm) > margin_mm
+    flat &= _mask(mask, reference)
     regions, count = optional_import("scipy.ndimage").label(flat)
     values, labels = difference.array[flat], regions[flat] - 1
     if len(values) - count < 1:

@@ -12,7 +12,6 @@ import typer
 from sagittal.core.errors import InputError
 from sagittal.core.files import atomic_path, write_text
 from sagittal.core.optional import optional_import
-from sagittal.core.places import store_folder
 from sagittal.core.progress import status
 from sagittal.workbench.case_commands import StoreOption
 from sagittal.workbench.output import JsonOption, emit, speaks, table
@@ -207,7 +206,7 @@ def _options(
 
 def _into_case(
     case_id: str,
-    store: Path | None,
+    store: str | None,
     scan: Path,
     method: str,
     variance: bool,
@@ -216,7 +215,7 @@ def _into_case(
     iterations: int | None,
     out: Path | None,
 ) -> dict[str, Any]:
-    from sagittal.case.store import CaseStore
+    from sagittal.case.location import open_store
     from sagittal.volume import write_nifti
     from sagittal.workflow import artifacts
     from sagittal.workflow.models import ModelShelf
@@ -226,7 +225,7 @@ def _into_case(
     if method.endswith("tv") and iterations is not None:
         raise InputError("a case keeps the solver's own iterations", source="--iterations", value=iterations)
     options = _options(method, roughness, delta, iterations)
-    with CaseStore(store or store_folder()) as cases:
+    with open_store(store) as cases:
         runner = Runner(store=cases, shelf=ModelShelf())
         cases.case(case_id)
         runner.receive(case_id, "scan.files", [scan])
