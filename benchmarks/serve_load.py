@@ -113,7 +113,7 @@ def serve(folder: str) -> None:
 
     from sagittal.workbench.server import ServerSettings, create_app
 
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     app = Timed(create_app(ServerSettings(store=folder, token=TOKEN)))

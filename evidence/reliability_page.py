@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_page
+import served_page
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -21,7 +22,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 MISSING = "*Not measured yet.*"
 ENGINES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
-MORE: dict[Path, Callable[[Any], str]] = {fuzz_page.RESULT: fuzz_page.section}
+MORE: dict[Path, Callable[[Any], str]] = {
+    served_page.LOAD: served_page.load,
+    served_page.OPEN: served_page.opening,
+    fuzz_page.RESULT: fuzz_page.section,
+    served_page.API: served_page.api,
+}
 """Further parts of the page: the JSON of each, and what makes a section with a heading from it."""
 
 

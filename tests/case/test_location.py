@@ -35,7 +35,7 @@ def test_a_store_is_opened_where_it_is_said_to_be(tmp_path: Path, monkeypatch: p
 
 
 def test_a_database_that_is_not_supported_is_named_without_its_password() -> None:
-    with pytest.raises(InputError, match=r"no store lies there; got mysql://") as caught:
+    with pytest.raises(InputError, match=r"mysql://: no store lies there; expected a folder") as caught:
         resolve("mysql://me:hunter2@host/cases")
     assert "hunter2" not in str(caught.value)
 

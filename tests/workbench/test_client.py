@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("httpx")
+from typer.testing import CliRunner
 
 from sagittal.case.archive import import_archive
-from sagittal.case.record import Verdict
+from sagittal.case.record import FindingDraft, Verdict
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import ConflictError, InputError, StorageError
 from sagittal.volume import Volume
+from sagittal.workbench.cli import app
 from sagittal.workbench.client import Client
 
 SCRIPT = Path(__file__).parents[2] / "evidence" / "api_fuzz.py"
@@ -44,13 +44,30 @@ def test_reading_gives_what_the_store_gives(client: Client, store: CaseStore, ca
     client.judge(case_id, 2, Verdict.REJECTED, who="Reader A", note="no")
     assert client.findings(case_id, standing=True, limit=5) == store.findings(case_id, standing=True, limit=5)
     assert client.finding(case_id, 2) == store.finding(case_id, 2)
+    assert client.case(case_id) == store.case(case_id)
     assert client.audit_lines(case_id)[1:] == store.audit_lines(case_id)[2:]
 
 
 def test_a_statement_takes_the_place_of_a_finding(client: Client, store: CaseStore, case_id: str) -> None:
-    new = client.supersede(case_id, 1, "Another.", who="Reader A")
+    old = store.finding(case_id, 1).content
+    draft = FindingDraft(code=old.code, subject=old.subject, statement="Another.")
+    with pytest.raises(InputError, match="statement only"):
+        client.supersede(case_id, 1, replace(draft, caution="More."), who="Reader A")
+    new = client.supersede(case_id, 1, draft, who="Reader A")
     assert store.finding(case_id, new.number) == new
     assert "Another." in str(client.report(case_id, again=True))
+
+
+def test_the_commands_speak_to_a_server(client: Client, store: CaseStore, case_id: str) -> None:
+    server = f"{client.url}/?token={client.token}"
+    for command in (["list"], ["show", case_id], ["accept", case_id, "1", "--who", "Reader A"]):
+        done = CliRunner().invoke(app, ["case", *command, "--store", server, "--json"])
+        assert done.exit_code == 0, done.output
+        assert case_id in done.stdout
+    assert store.finding(case_id, 1).events[-1].who == "Reader A"
+    refused = CliRunner().invoke(app, ["case", "list", "--store", f"{client.url}/?token={'x' * 20}"])
+    assert refused.exit_code == 2
+    assert "token" in refused.output
 
 
 def test_a_mask_is_fetched_corrected_and_fetched_again(client: Client, case_id: str) -> None:

@@ -11,6 +11,7 @@ export class Painting {
   private before: Uint8Array | null = null;
   private pen = 1;
   private dirty = 0;
+  private shown = "";
 
   constructor(
     private readonly caseId: string,
@@ -55,7 +56,7 @@ export class Painting {
     this.layer = this.before = null;
     this.dirty = 0;
     this.bar(false);
-    await this.viewer.refresh();
+    await this.viewer.showOverlay(this.shown);
   }
 
   ask(): void {
@@ -100,11 +101,12 @@ export class Painting {
       return;
     }
     const { nv } = this.viewer;
+    this.shown = this.viewer.overlay?.key ?? "";
     await this.viewer.showOverlay("");
     const labels = await this.viewer.image(layer);
     if (!nv.loadDrawing(labels)) {
       say("The mask does not lie on the grid of this image, so it cannot be painted here.");
-      await this.viewer.showOverlay(layer.key);
+      await this.viewer.showOverlay(this.shown);
       return;
     }
     nv.setDrawColormap({ ...labelMap(layer.volume.classes) } as never);
@@ -118,6 +120,7 @@ export class Painting {
     this.takePen(Math.min(2, layer.volume.classes.length));
     this.sayPen();
     this.count();
+    one("[data-legends]").textContent = "Drag to paint with the chosen class; turn the wheel for slices; the slider says how much of the image shines through.";
   }
 
   private pens(volume: VolumeInfo): void {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,9 @@ from sagittal.case.worklist import ORDERS, STATES
 from sagittal.core.progress import status
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 
+if TYPE_CHECKING:
+    from sagittal.workbench.client import Client
+
 __all__ = ["CaseArgument", "StoreOption", "app", "summary"]
 
 app = typer.Typer(no_args_is_help=True)
@@ -23,6 +27,15 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         help="The case store: a folder, or postgresql://…",
+        envvar="SAGITTAL_STORE",
+        show_default="in your data folder",
+    ),
+]
+DeskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="The case store: a folder, postgresql://…, or the URL that 'sagittal serve' printed.",
         envvar="SAGITTAL_STORE",
         show_default="in your data folder",
     ),
@@ -40,11 +53,11 @@ def list_cases(
     state: Annotated[str | None, typer.Option(help=f"Only {', '.join(STATES)} cases.")] = None,
     order: Annotated[str, typer.Option(help=f"By {', '.join(ORDERS)}; the worst doubt first.")] = "doubt",
     limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the cases of the store, the worst doubt first."""
-    with _open(store) as cases:
+    with _desk(store) as cases:
         found = cases.worklist(search=search, state=state, order=order, limit=limit)
 
     def text() -> None:
@@ -62,9 +75,9 @@ def list_cases(
 
 @app.command()
 @speaks
-def show(case_id: CaseArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def show(case_id: CaseArgument, store: DeskOption = None, as_json: JsonOption = False) -> None:
     """Show the findings of a case, with where each came from and where it stands."""
-    with _open(store) as cases:
+    with _desk(store) as cases:
         case = cases.case(case_id)
 
     def text() -> None:
@@ -109,7 +122,7 @@ def accept(
     number: NumberArgument,
     who: WhoOption,
     note: NoteOption = "",
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Accept a finding."""
@@ -123,7 +136,7 @@ def reject(
     number: NumberArgument,
     who: WhoOption,
     note: NoteOption = "",
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reject a finding; it stays in the record, and reports leave it out from then on."""
@@ -138,11 +151,11 @@ def supersede(
     statement: Annotated[str, typer.Option(help="What is to be said instead.")],
     who: WhoOption,
     note: NoteOption = "",
-    store: StoreOption = None,
+    store: DeskOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put a statement of your own in the place of a finding; the old one stays in the record."""
-    with _open(store, writes=True) as cases:
+    with _desk(store, writes=True) as cases:
         old = cases.finding(case_id, number).content
         draft = FindingDraft(code=old.code, subject=old.subject, statement=statement)
         new = cases.supersede(case_id, number, draft, who=who, note=note)
@@ -206,10 +219,20 @@ def _share(doubt: float | None) -> str:
 def _judge(
     case_id: str, number: int, verdict: Verdict, who: str, note: str, store: str | None, as_json: bool
 ) -> None:
-    with _open(store, writes=True) as cases:
+    with _desk(store, writes=True) as cases:
         cases.judge(case_id, number, verdict, who=who, note=note)
     result = {"case": case_id, "finding": number, "state": verdict.value, "who": who}
     emit(result, as_json=as_json, text=lambda: typer.echo(f"finding {number}: {verdict.value} by {who}"))
+
+
+def _desk(store: str | None, *, writes: bool = False) -> CaseStore | Client:
+    """What reads and judges: the store, or a server whose client has the same methods."""
+    named = store or os.environ.get("SAGITTAL_STORE", "")
+    if named.startswith(("http://", "https://")):
+        from sagittal.workbench.client import Client
+
+        return Client(named)
+    return _open(store, writes=writes)
 
 
 def _open(store: str | None, *, writes: bool = False) -> CaseStore:

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from sagittal.case.audit import AuditLine
 from sagittal.case.reading import FindingPage
-from sagittal.case.record import Event, Finding, FindingDraft, Verdict
+from sagittal.case.record import Case, Event, Finding, FindingDraft, Run, Verdict
+from sagittal.case.rows import artifact_of
 from sagittal.case.worklist import CaseSummary, Worklist
 from sagittal.core.errors import ConflictError, InputError, SagittalError, StorageError
 from sagittal.core.files import atomic_path
@@ -22,10 +23,13 @@ from sagittal.volume import Volume, read_nifti, write_nifti
 __all__ = ["Client"]
 
 _CHUNK = 1 << 20
+_AT_ONCE = 500
 
 
 class Client:
     """A case server, with the methods of :class:`~sagittal.case.store.CaseStore` under the same names.
+
+    ``sagittal case list``, ``show``, ``accept``, ``reject`` and ``supersede`` speak to a server through it.
 
     Args:
         url: The server's URL; the one that ``sagittal serve`` printed, token and all, will do.
@@ -45,7 +49,7 @@ class Client:
             raise InputError("not the URL of a server", value=parts.scheme, expected="http://127.0.0.1:8321/")
         if not token:
             raise InputError("a server asks for a token", expected="the URL that 'sagittal serve' printed")
-        self.url = f"{parts.scheme}://{parts.netloc}"
+        self.url, self.token = f"{parts.scheme}://{parts.netloc}", token
         self._http = httpx.Client(
             base_url=f"{self.url}/api",
             headers={"Authorization": f"Bearer {token}"},
@@ -78,6 +82,23 @@ class Client:
         found = self._json("GET", "/cases", params=asked | ({"state": state} if state else {}))
         return Worklist(total=found["total"], rows=tuple(CaseSummary(**row) for row in found["rows"]))
 
+    def case(self, case_id: str) -> Case:
+        """Return the case as it stands now, whole."""
+        found = self.outline(case_id)
+        findings: list[Finding] = []
+        while len(findings) < found["findings_total"]:
+            part = self.findings(case_id, offset=len(findings), limit=_AT_ONCE)
+            if not part.rows:
+                break
+            findings += part.rows
+        return Case(
+            id=found["id"],
+            label=found["label"],
+            created=found["created"],
+            runs=tuple(map(_run, found["runs"])),
+            findings=tuple(findings),
+        )
+
     def outline(self, case_id: str) -> dict[str, Any]:
         """Return a case's runs and volumes as the API says them."""
         found: dict[str, Any] = self._json("GET", f"/cases/{case_id}")
@@ -100,9 +121,23 @@ class Client:
         said = {"verdict": verdict.value, "who": who, "note": note}
         self._json("POST", f"/cases/{case_id}/findings/{number}/verdict", json=said)
 
-    def supersede(self, case_id: str, number: int, statement: str, *, who: str, note: str = "") -> Finding:
-        """Put a person's statement in the place of a finding; return the new one."""
-        said = {"statement": statement, "who": who, "note": note}
+    def supersede(
+        self, case_id: str, number: int, draft: FindingDraft, *, who: str, note: str = ""
+    ) -> Finding:
+        """Put a person's statement in the place of a finding; return the new one.
+
+        Raises:
+            InputError: The draft is more than a statement with the code and subject of the old finding.
+            ConflictError: The finding no longer stands.
+        """
+        old = self.finding(case_id, number).content
+        if draft != FindingDraft(code=old.code, subject=old.subject, statement=draft.statement):
+            raise InputError(
+                "a server takes a statement only",
+                source=f"finding {number}",
+                expected="the old finding's code and subject, and nothing beside the statement",
+            )
+        said = {"statement": draft.statement, "who": who, "note": note}
         done = self._json("POST", f"/cases/{case_id}/findings/{number}/statement", json=said)
         return self.finding(case_id, done["successor"])
 
@@ -192,6 +227,19 @@ def _error(problem: Mapping[str, Any], answer: Any) -> SagittalError:
         source=problem.get("source"),
         value=problem.get("value"),
         expected=problem.get("expected"),
+    )
+
+
+def _run(row: Mapping[str, Any]) -> Run:
+    return Run(
+        **{
+            **row,
+            "inputs": tuple(map(artifact_of, row["inputs"])),
+            "outputs": tuple(map(artifact_of, row["outputs"])),
+            "findings": tuple(row["findings"]),
+            "used": tuple(row["used"]),
+            "seed": int(row["seed"]),
+        }
     )
 
 

@@ -121,6 +121,7 @@ class ArtifactModel(BaseModel):
     role: str
     kind: str
     content: str
+    parts: list[str] = Field(description="sha256 of the further contents that the content names.")
 
 
 class RunModel(BaseModel):
@@ -142,6 +143,7 @@ class RunModel(BaseModel):
     environment: dict[str, Any]
     started: str
     seconds: float
+    seen: int = Field(description="How many events the case held when the step read it.")
 
 
 class PartModel(BaseModel):
