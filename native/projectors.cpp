@@ -15,6 +15,8 @@ namespace sagittal::KERNEL {
 
 namespace {
 
+constexpr int64_t kVector = kSlack;
+
 template <typename T>
 inline int below(T x) {  // floor, in a form that becomes vectors
   const int i = int(x);
@@ -223,11 +225,11 @@ struct Take {
   }
 };
 
-// Edges of the bins [first, last] at a row.
+// Edges of the bins [first, last] at a row, and of some more, up to whole vectors.
 template <typename T>
 void edges_at(const T* RESTRICT P, const T* RESTRICT Q, T* RESTRICT E, int64_t first, int64_t last, T r) {
 #pragma GCC ivdep
-  for (int64_t e = first; e <= last; ++e) E[e] = P[e] + Q[e] * r;
+  for (int64_t e = first, end = first + (last - first + kVector) / kVector * kVector; e < end; ++e) E[e] = P[e] + Q[e] * r;
 }
 
 // The shares of a cone's line v: its lower edge lies at zero + height v.
@@ -263,16 +265,19 @@ inline void resample_slices(const T* RESTRICT lines, T* RESTRICT column, int64_t
 
 template <typename T>
 void project(const Sweep<T>& s, const Segment<T>& g, const T* image, T* room, T* rays) {
-  T *E = room, *sums = room + g.bins + 1;
+  T *E = room, *sums = room + g.bins + 1 + kSlack;
   std::fill(sums, sums + g.bins, T(0));
   const T *P = s.P + g.edges, *Q = s.Q + g.edges;
   const int64_t width = s.pixels + 2 * s.pad;
   Range<T> range;
-  for (int64_t r = 0; r < s.rows; ++r) {
+  for (int64_t r = g.from; r < g.to; ++r) {
     range.move(P, Q, g.bins, T(r), s.pixels);
     if (range.first >= range.last) continue;
-    edges_at(P, Q, E, range.first, range.last, T(r));
-    unrolled<Add>(g.taps, (const T*)E, image + r * width + s.pad, sums, range.first, range.last, g.taps);
+    // Bins before the first add nothing, but make whole vectors; narrow ones still lie in the padding.
+    const int64_t more = g.taps <= 3 ? (kVector - (range.last - range.first) % kVector) % kVector : 0;
+    const int64_t first = std::max<int64_t>(range.first - more, 0);
+    edges_at(P, Q, E, first, range.last, T(r));
+    unrolled<Add>(g.taps, (const T*)E, image + r * width + s.pad, sums, first, range.last, g.taps);
   }
   const T* scale = s.scales + g.scales;
   for (int64_t u = 0; u < g.bins; ++u) rays[g.first + g.step * u] = sums[u] * scale[u];
@@ -285,6 +290,7 @@ void spread(const Sweep<T>& s, int64_t row, const T* const* rays, T* room, T* ou
   T *E = room + s.pad, *G = E + s.largest + 1 + 2 * s.pad;
   for (std::size_t n = 0; n < s.segments.size(); ++n) {
     const Segment<T>& g = s.segments[n];
+    if (row < g.from || row >= g.to) continue;
     const T *P = s.P + g.edges, *Q = s.Q + g.edges;
     Range<T> range;
     // A first guess, which moving corrects.
@@ -298,7 +304,7 @@ void spread(const Sweep<T>& s, int64_t row, const T* const* rays, T* room, T* ou
     edges_at(P, Q, E, a, b, r);
     const T* given = rays[n];
 #pragma GCC ivdep
-    for (int64_t u = a; u < b; ++u) G[u] = given[u] / (E[u + 1] - E[u]);
+    for (int64_t u = a, end = a + (b - a + kVector - 1) / kVector * kVector; u < end; ++u) G[u] = given[u] / (E[u + 1] - E[u]);
     for (int64_t k = 1; k <= s.pad; ++k) E[a - k] = -far, E[b + k] = far, G[a - k] = 0, G[b + k - 1] = 0;
     const int64_t from = std::clamp<int64_t>(below(E[a] + T(0.5)), 0, s.pixels);
     const int64_t to = std::clamp<int64_t>(int64_t(below(E[b] + T(0.5))) + 1, 0, s.pixels);
@@ -310,13 +316,13 @@ void spread(const Sweep<T>& s, int64_t row, const T* const* rays, T* room, T* ou
 template <typename T>
 void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, const T* volume, T* room, T* rays) {
   const int64_t pad = c.taps + 2;
-  T *E = room, *column = E + s.largest + 1 + pad, *sums = column + c.slices + pad;
+  T *E = room, *column = E + s.largest + 1 + kSlack + pad, *sums = column + c.slices + pad;
   std::fill(column - pad, column + c.slices + pad, T(0));
   std::fill(sums, sums + g.bins * c.lines, T(0));
   const T *P = s.P + g.edges, *Q = s.Q + g.edges;
   const T *m0 = c.m0 + g.scales, *m1 = c.m1 + g.scales;
   Range<T> range;
-  for (int64_t row = 0; row < s.rows; ++row) {
+  for (int64_t row = g.from; row < g.to; ++row) {
     const T r = T(row);
     range.move(P, Q, g.bins, r, s.pixels);
     if (range.first >= range.last) continue;
@@ -364,12 +370,13 @@ void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, cons
 template <typename T>
 void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t row, const T* const* rays, T* room, T* volume) {
   const int64_t pad = c.back_taps + 2;
-  T *E = room, *column = E + s.largest + 1, *lines = column + c.slices + pad;
+  T *E = room, *column = E + s.largest + 1 + kSlack, *lines = column + c.slices + pad;
   std::fill(lines - pad, lines + c.lines + pad, T(0));
   const T r = T(row);
   T* plane = volume + row * c.row_stride;
   for (std::size_t n = 0; n < s.segments.size(); ++n) {
     const Segment<T>& g = s.segments[n];
+    if (row < g.from || row >= g.to) continue;
     const T *P = s.P + g.edges, *Q = s.Q + g.edges;
     const T *m0 = c.m0 + g.scales, *m1 = c.m1 + g.scales;
     Range<T> range;

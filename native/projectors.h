@@ -26,10 +26,13 @@ struct Segment {
   int64_t step;    // 1, or -1 where bins descend
   int64_t scales;  // where the lengths of its bins begin
   int taps, back_taps;
+  int64_t from, to;  // the rows that its rays cross
   Inverse<T> inverse;
   // Cone beams: the rows of the detector cross a row's column of voxels at centre + v (m0[e] + m1[e] r), in voxels.
   T centre;
 };
+
+constexpr int64_t kSlack = 16;  // numbers behind an array that may be read or written, to fill a vector
 
 template <typename T>
 struct Sweep {

@@ -70,18 +70,19 @@ template <typename T>
 HeldSweep<T> sweep_of(int64_t rows, int64_t pixels, const Given<int64_t, 2>& segments, const Given<T, 2>& inverse, const Given<T, 1>& P,
           const Given<T, 1>& Q, const Given<T, 1>& scales) {
   require(rows > 0 && pixels > 0 && rows < kLargest && pixels < kLargest, "the image is out of range");
-  require(segments.shape(1) == 7 && inverse.shape(1) == 10 && segments.shape(0) == inverse.shape(0), "segments have another form");
+  require(segments.shape(1) == 9 && inverse.shape(1) == 10 && segments.shape(0) == inverse.shape(0), "segments have another form");
   require(P.shape(0) == Q.shape(0), "edges have another form");
   HeldSweep<T> h;
   Sweep<T>& s = h.sweep;
   s.rows = rows, s.pixels = pixels, s.largest = 0;
   int most = 1;
   for (std::size_t n = 0; n < segments.shape(0); ++n) {
-    const int64_t* g = segments.data() + n * 7;
+    const int64_t* g = segments.data() + n * 9;
     const T* v = inverse.data() + n * 10;
-    Segment<T> found{g[0], g[1], g[2], g[3], g[4], int(g[5]), int(g[6]), {{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, v[6], v[7], v[8] != 0}, v[9]};
+    Segment<T> found{g[0], g[1], g[2], g[3], g[4], int(g[5]), int(g[6]), g[7], g[8], {{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, v[6], v[7], v[8] != 0}, v[9]};
     require(found.bins > 0 && found.bins < kLargest && found.edges >= 0 && found.edges + found.bins + 1 <= int64_t(P.shape(0)), "edges are missing");
     require(found.scales >= 0 && found.scales + found.bins <= int64_t(scales.shape(0)), "scales are missing");
+    require(found.from >= 0 && found.from < found.to && found.to <= rows, "rows are out of range");
     require(found.step == 1 || found.step == -1, "bins have another order");
     require(g[5] > 0 && g[6] > 0 && g[5] < 4096 && g[6] < 4096, "taps are out of range");
     const int64_t last = found.first + found.step * (found.bins - 1);
@@ -95,6 +96,7 @@ HeldSweep<T> sweep_of(int64_t rows, int64_t pixels, const Given<int64_t, 2>& seg
   h.P.assign(P.data(), P.data() + P.size());
   h.Q.assign(Q.data(), Q.data() + Q.size());
   h.scales.assign(scales.data(), scales.data() + scales.size());
+  h.P.resize(P.size() + kSlack), h.Q.resize(P.size() + kSlack);
   s.P = h.P.data(), s.Q = h.Q.data(), s.scales = h.scales.data();
   return h;
 }
@@ -124,7 +126,7 @@ void project_image(const std::string& kernel, int threads, const HeldSweep<T>& h
   for (int64_t r = 0; r < s.rows; ++r) std::copy_n(image.data() + r * s.pixels, s.pixels, padded.data() + r * width + s.pad);
   T* out = rays.data();
   Pool::run(threads, int64_t(s.segments.size()), [&](int64_t n) {
-    std::vector<T> room(2 * s.segments[n].bins + 1);
+    std::vector<T> room(2 * s.segments[n].bins + 1 + kSlack);
     ON(kernel, project<T>(s, s.segments[n], padded.data(), room.data(), out));
   });
 }
@@ -136,7 +138,7 @@ std::vector<T> in_order(const HeldSweep<T>& h, const T* rays, std::vector<const 
   const int64_t lines = h.has_cone ? h.cone.lines : 1;
   int64_t total = 0;
   for (const auto& g : s.segments) total += g.bins * lines;
-  std::vector<T> all(total);
+  std::vector<T> all(total + kSlack);
   T* to = all.data();
   for (const auto& g : s.segments) {
     where.push_back(to);
@@ -196,7 +198,7 @@ void project_volume(const std::string& kernel, int threads, const HeldSweep<T>& 
   const T* from = volume.data();
   T* out = rays.data();
   Pool::run(threads, int64_t(s.segments.size()), [&](int64_t n) {
-    std::vector<T> room(s.largest + 1 + c.slices + 2 * (c.taps + 2) + s.segments[n].bins * c.lines);
+    std::vector<T> room(s.largest + 1 + kSlack + c.slices + 2 * (c.taps + 2) + s.segments[n].bins * c.lines);
     ON(kernel, project_cone<T>(s, c, s.segments[n], from, room.data(), out));
   });
 }
@@ -212,7 +214,7 @@ void spread_volume(const std::string& kernel, int threads, const HeldSweep<T>& h
   const std::vector<T> all = in_order(h, rays.data(), where);
   T* out = volume.data();
   Pool::run(threads, s.rows, [&](int64_t row) {
-    std::vector<T> room(s.largest + 1 + c.slices + c.lines + 2 * (c.back_taps + 2));
+    std::vector<T> room(s.largest + 1 + kSlack + c.slices + c.lines + 2 * (c.back_taps + 2));
     ON(kernel, spread_cone<T>(s, c, row, where.data(), room.data(), out));
   });
 }

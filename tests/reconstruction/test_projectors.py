@@ -39,6 +39,9 @@ SCANNERS: dict[str, ScanGeometry] = {
     "parallel-coarse": ParallelBeam(angles=FULL, bins=20, bin_width=3.1, rows=3),
     "fan-flat": FAN,
     "fan-curved": replace(FAN, curved=True),
+    "fan-wide": replace(FAN, source_distance=36, detector_distance=80, bin_width=2.2),
+    "fan-wide-curved": replace(FAN, source_distance=36, detector_distance=80, bin_width=1.7, curved=True),
+    "cone-wide": replace(CONE, source_distance=36, detector_distance=80, bin_width=3.0),
     "cone": CONE,
     "helix": replace(CONE, curved=True, pitch=20.0),
 }
@@ -133,7 +136,7 @@ def a_disc(grid: Geometry, middle: tuple[float, float], radius: float, parts: in
     return total[..., None] / parts**2
 
 
-@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved"])
+@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "fan-wide", "fan-wide-curved"])
 def test_a_disc_casts_the_shadow_that_geometry_says(name: str) -> None:
     geometry = replace(SCANNERS[name], rows=1, centre=(1.5, -2.0, 0.0))
     grid, middle, radius = a_grid(slices=1, turned=True), (5.0, -3.0), 9.0

@@ -48,6 +48,7 @@ class Segment:
         m0: Height of a detector row where the ray meets row 0, in slices; None for a plane.
         m1: How much it grows from row to row.
         tilt: Rise of a ray from row to row for each detector row above the source, mm.
+        rows: The first row that these rays cross before the image ends, and the one behind the last.
         inverse: From a pixel to a bin: a (3), b (3), f0, f1, curved; see native/projectors.h.
         centre: Height of the source, in slices.
     """
@@ -61,12 +62,13 @@ class Segment:
     m0: NDArray[np.float64] | None
     m1: NDArray[np.float64] | None
     tilt: NDArray[np.float64] | None
+    rows: tuple[int, int]
     inverse: NDArray[np.float64]
     centre: float
 
-    def taps(self, rows: int) -> tuple[int, int]:
+    def taps(self) -> tuple[int, int]:
         """Return how many pixels a bin may meet, and how many bins a pixel."""
-        widths = np.stack([np.diff(self.P), np.diff(self.P + self.Q * (rows - 1))])
+        widths = np.stack([np.diff(self.P + self.Q * row) for row in (self.rows[0], self.rows[1] - 1)])
         if widths.min() <= 0:
             raise GeometryError("rays cross inside the image", source="geometry", value=f"view {self.view}")
         margin = _CURVED_MARGIN if self.inverse[8] else _MARGIN
@@ -188,11 +190,11 @@ class Projector:
 
     def _sweep(self, segments: list[Segment], second: bool) -> Any:
         rows, pixels = self.grid.shape[:2][:: -1 if second else 1]
-        table = np.empty((len(segments), 7), np.int64)
+        table = np.empty((len(segments), 9), np.int64)
         edges = scales = 0
         for i, s in enumerate(segments):
             first = s.view * self.geometry.bins + s.first
-            table[i] = (edges, len(s.scale), first, s.step, scales, *s.taps(rows))
+            table[i] = (edges, len(s.scale), first, s.step, scales, *s.taps(), *s.rows)
             edges, scales = edges + len(s.P), scales + len(s.scale)
 
         def joined(name: str) -> NDArray[Any]:
@@ -202,7 +204,7 @@ class Projector:
         kind = _native.Sweep32 if self.dtype == np.float32 else _native.Sweep64
         sweep = kind(rows, pixels, table, inverse, joined("P"), joined("Q"), joined("scale"))
         if isinstance(self.geometry, ConeBeam):
-            low, high = line_heights(segments, rows)
+            low, high = line_heights(segments)
             sweep.set_cone(
                 self.grid.shape[2],
                 self.geometry.rows,
@@ -290,11 +292,15 @@ def segments_of(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> list
             edge, bins = slice(begin, end + 1), slice(begin, end)
             Q = d[edge, pixel] / d[edge, row]
             P = o[edge, pixel] - Q * o[edge, row]
-            step = (
-                1
-                if P[-1] + Q[-1] * (grid.shape[row] - 1) / 2 > P[0] + Q[0] * (grid.shape[row] - 1) / 2
-                else -1
-            )
+            crossed = np.arange(grid.shape[row])
+            if not isinstance(geometry, ParallelBeam):  # rows behind the source are crossed by no ray
+                crossed = crossed[(crossed - o[begin, row]) / d[begin, row] > 0]
+            low, high = P[0] + Q[0] * crossed, P[-1] + Q[-1] * crossed
+            step = 1 if (high - low).sum() > 0 else -1
+            low, high = (low, high) if step > 0 else (high, low)
+            crossed = crossed[(high > -0.5) & (low < grid.shape[pixel] - 0.5)]
+            if not len(crossed):
+                continue
             rate = np.abs(md[bins, row])
             scale = np.linalg.norm(middle_ways[bins], axis=1) / rate
             m0 = m1 = tilt = None
@@ -316,6 +322,7 @@ def segments_of(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> list
                     m0=m0,
                     m1=m1,
                     tilt=tilt,
+                    rows=(int(crossed[0]), int(crossed[-1]) + 1),
                     inverse=np.array([*a, *b, f0, f1, curved]),
                     centre=float((heights[view] - grid.affine[2, 3]) / grid.affine[2, 2]) if cone else 0.0,
                 )
@@ -329,9 +336,14 @@ def middle_line(geometry: ConeBeam, up: int) -> float:
     return middle if up > 0 else geometry.rows - middle
 
 
-def line_heights(segments: list[Segment], rows: int) -> tuple[float, float]:
+def line_heights(segments: list[Segment]) -> tuple[float, float]:
     """Return the least and the largest height of a detector row inside the image, in slices."""
-    each = [s.m0 + s.m1 * r for s in segments if s.m0 is not None and s.m1 is not None for r in (0, rows - 1)]
+    each = [
+        s.m0 + s.m1 * row
+        for s in segments
+        if s.m0 is not None and s.m1 is not None
+        for row in (s.rows[0], s.rows[1] - 1)
+    ]
     low, high = min(float(m.min()) for m in each), max(float(m.max()) for m in each)
     return low, high
 
@@ -355,25 +367,25 @@ def system_matrix(geometry: ScanGeometry, grid: Geometry) -> Any:
         )
     planes = []
     for second in (False, True):
-        rows, pixels = grid.shape[:2][:: -1 if second else 1]
+        pixels = grid.shape[0 if second else 1]
         for segment in segments_of(geometry, grid, second=second):
-            planes.append(_entries(geometry, grid, segment, rows, pixels, second=second, up=up))
+            planes.append(_entries(geometry, grid, segment, pixels, second=second, up=up))
     ray, voxel, weight = (np.concatenate([part[i] for part in planes]) for i in range(3))
     shape = (math.prod(geometry.shape), math.prod(grid.shape))
     return sparse.coo_array((weight, (ray, voxel)), shape=shape).tocsr()
 
 
 def _entries(
-    geometry: ScanGeometry, grid: Geometry, s: Segment, rows: int, pixels: int, *, second: bool, up: int
+    geometry: ScanGeometry, grid: Geometry, s: Segment, pixels: int, *, second: bool, up: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    r = np.arange(rows)[:, None, None]
-    E = s.P + s.Q * r[:, :, 0]
+    E = s.P + s.Q * np.arange(*s.rows)[:, None]
     lo, hi = E[:, :-1, None], E[:, 1:, None]
-    pixel = np.floor(lo + 0.5).astype(np.int64) + np.arange(s.taps(rows)[0])
+    pixel = np.floor(lo + 0.5).astype(np.int64) + np.arange(s.taps()[0])
     share = np.minimum(hi, pixel + 0.5) - np.maximum(lo, pixel - 0.5)
     weight = np.where((pixel >= 0) & (pixel < pixels), np.maximum(share, 0), 0) / (hi - lo)
     at_row, at_bin, at_tap = np.nonzero(weight)
     at_pixel, weight = pixel[at_row, at_bin, at_tap], weight[at_row, at_bin, at_tap]
+    at_row = at_row + s.rows[0]
     i, j = (at_pixel, at_row) if second else (at_row, at_pixel)
     bins = s.first + s.step * at_bin
     slices = grid.shape[2]
