@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sagittal.case.store import CaseStore
+from sagittal.reconstruction import read_scan
 from sagittal.volume import Geometry, read_nifti, write_nifti
 from sagittal.volume.standard_phantoms import smooth_regions
 from sagittal.workbench.cli import app
@@ -121,3 +122,19 @@ def test_a_slice_that_there_is_not_and_a_bad_scan_are_refused(tmp_path: Path) ->
     done = sagittal("ct", "compare", bad)
     assert done.exit_code == 2
     assert "no whole .npz file" in done.output
+
+
+def test_a_tilted_slice_is_scanned_in_its_own_plane(tmp_path: Path) -> None:
+    upright = smooth_regions().rasterise(Geometry.from_spacing((40, 40, 1), (6, 6, 6), (-117, -117, 0)))
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[0.96, -0.28], [0.28, 0.96]]
+    tilted = Geometry(upright.shape, turn @ upright.geometry.affine)
+    for name, image in (("upright", upright), ("tilted", upright.replace(geometry=tilted))):
+        write_nifti(image, tmp_path / f"{name}.nii.gz")
+        done = sagittal(
+            "ct", "simulate", "--volume", tmp_path / f"{name}.nii.gz", "--out", tmp_path / f"{name}.npz"
+        )
+        assert done.exit_code == 0, done.output
+        assert ("tilted: it is scanned in its own plane" in done.output) == (name == "tilted")
+    rays = [read_scan(tmp_path / f"{name}.npz").scan.sinogram for name in ("upright", "tilted")]
+    assert np.array_equal(*rays)

@@ -177,12 +177,26 @@ def _image(path: Path, number: int | None) -> Volume:
         image = image.replace(unit="HU")
     image = reorient(image, "RAS")
     if number is None:
-        return image
+        return _upright(image)
     if not 0 <= number < image.shape[2]:
         raise InputError(
             "there is no such slice", source="--slice", value=number, expected=f"0 to {image.shape[2] - 1}"
         )
-    return crop(image, (slice(None), slice(None), slice(number, number + 1)))
+    return _upright(crop(image, (slice(None), slice(None), slice(number, number + 1))))
+
+
+def _upright(image: Volume) -> Volume:
+    """Return one slice of a tilted gantry as if it lay across the table, to be scanned in its own plane."""
+    from sagittal.volume import Geometry
+
+    if image.shape[2] != 1 or not image.geometry.affine[2, :2].any():
+        return image
+    typer.echo(
+        "the slice is tilted: it is scanned in its own plane, and its place in the patient is lost", err=True
+    )
+    size = zip(image.shape, image.geometry.spacing, strict=True)
+    x, y, z = (-(n - 1) / 2 * step for n, step in size)
+    return image.replace(geometry=Geometry.from_spacing(image.shape, image.geometry.spacing, (x, y, z)))
 
 
 def _grid(stored: StoredScan) -> Geometry:
