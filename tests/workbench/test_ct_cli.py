@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sagittal.case.store import CaseStore
 from sagittal.reconstruction import read_scan
-from sagittal.volume import Geometry, read_nifti, write_nifti
+from sagittal.volume import Geometry, Volume, read_nifti, write_nifti
 from sagittal.volume.standard_phantoms import smooth_regions
 from sagittal.workbench.cli import app
 
@@ -138,3 +138,23 @@ def test_a_tilted_slice_is_scanned_in_its_own_plane(tmp_path: Path) -> None:
         assert ("tilted: it is scanned in its own plane" in done.output) == (name == "tilted")
     rays = [read_scan(tmp_path / f"{name}.npz").scan.sinogram for name in ("upright", "tilted")]
     assert np.array_equal(*rays)
+
+
+def test_what_lies_below_air_is_scanned_as_air(tmp_path: Path) -> None:
+    image = smooth_regions().rasterise(GRID)
+    padded = image.array.copy()
+    padded[:2] = -3024
+    write_nifti(image.replace(array=padded), tmp_path / "image.nii.gz")
+    done = sagittal("ct", "simulate", "--volume", tmp_path / "image.nii.gz", "--out", tmp_path / "scan.npz")
+    assert done.exit_code == 0, done.output
+    truth = read_scan(tmp_path / "scan.npz").truth
+    assert truth is not None
+    assert truth.array.min() == -1000
+
+
+def test_an_image_without_a_unit_or_air_is_no_ct(tmp_path: Path) -> None:
+    write_nifti(Volume(np.ones(GRID.shape, np.float32), GRID), tmp_path / "t1.nii.gz")
+    done = sagittal("ct", "simulate", "--volume", tmp_path / "t1.nii.gz", "--out", tmp_path / "scan.npz")
+    assert done.exit_code == 2
+    assert "does not look like CT; got nothing below 0; expected HU" in done.output
+    assert not (tmp_path / "scan.npz").exists()

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from sagittal.core.errors import InputError
@@ -174,7 +175,13 @@ def _image(path: Path, number: int | None) -> Volume:
 
     image = read_volume(path)
     if image.unit == "1":  # NIfTI states no unit
+        if image.array.min() >= 0:
+            raise InputError(
+                "the image does not look like CT", source=path, value="nothing below 0", expected="HU"
+            )
         image = image.replace(unit="HU")
+    if image.unit == "HU":  # what scanners write outside their circle is below that of no attenuation
+        image = image.replace(array=np.maximum(image.array, -1000))
     image = reorient(image, "RAS")
     if number is None:
         return _upright(image)
@@ -189,7 +196,8 @@ def _upright(image: Volume) -> Volume:
     """Return one slice of a tilted gantry as if it lay across the table, to be scanned in its own plane."""
     from sagittal.volume import Geometry
 
-    if image.shape[2] != 1 or not image.geometry.affine[2, :2].any():
+    tilt = abs(image.geometry.affine[:2, 2]).max()
+    if image.shape[2] != 1 or tilt <= 1e-4 * image.geometry.spacing[2]:
         return image
     typer.echo(
         "the slice is tilted: it is scanned in its own plane, and its place in the patient is lost", err=True
