@@ -160,8 +160,12 @@ def send(
         {"case": case_id, "stored": rows},
         as_json=as_json,
         text=lambda: table(
-            ["", "was there", "instance"],
-            [[one.kind, "yes" if one.was_there else "no", one.instance] for one in sent],
+            ["", "objects", "of them there before"],
+            [
+                [kind, len(same), sum(one.was_there for one in same)]
+                for kind in dict.fromkeys(one.kind for one in sent)
+                for same in [[one for one in sent if one.kind == kind]]
+            ],
         ),
     )
 

@@ -32,11 +32,10 @@ _LOG = logging.getLogger("sagittal.server")
 COOKIE = "sagittal_session"
 CSRF_HEADER = "X-Sagittal-CSRF"
 POLICY = (
-    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self' blob: data:; worker-src 'self' blob:; font-src 'self'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-"""What a page may load: its own files, and pictures and workers that it makes itself."""
+"""What a page may load: its own files, and pictures that it makes itself."""
 
 _HEADERS = {
     "content-security-policy": POLICY,
