@@ -30,6 +30,7 @@ class Scan:
         sinogram: Line integrals of the attenuation, without unit, shape (views, rows, bins), all finite.
         geometry: The scanner.
         photons: Photons that each ray's detector bin would count with nothing in the way; None where unknown.
+            One number for all rays: what a bow-tie filter or a modulated tube takes from some is not told.
         electronic: Standard deviation of the detector's own noise, in photons.
         starved: Rays whose count was zero or below and was raised to :data:`LEAST_COUNT`.
 
