@@ -19,6 +19,7 @@
 
 #include "pool.h"
 #include "problem.h"
+#include "projectors_module.h"
 
 #if defined(__linux__) && defined(__x86_64__)
 #include <sys/syscall.h>
@@ -443,4 +444,5 @@ NB_MODULE(_native, m) {
         nb::arg("visible").none(), nb::arg("softcap"), nb::arg("sinks").none(), nb::arg("rope").none(), nb::arg("out"));
   m.def("quantise", &quantise, nb::arg("kernel"), nb::arg("threads"), nb::arg("quantiser"), nb::arg("shape"), nb::arg("components"),
         nb::arg("strides"), nb::arg("planes"), nb::arg("gain").none());
+  bind_projectors(m);
 }

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
 from sagittal.core.errors import InputError
+from sagittal.core.native import load_extension
 
 __all__ = ["REFERENCE", "TRITON", "chosen", "computes", "kernels", "native", "natives"]
 
@@ -27,14 +26,7 @@ TRITON = "triton"
 """The name of the kernel for GPUs."""
 
 
-def _extension() -> Any:
-    try:
-        return import_module("sagittal._native")
-    except ImportError:
-        return None
-
-
-native = _extension()
+native = load_extension()
 
 
 def natives() -> tuple[str, ...]:

@@ -5,13 +5,16 @@ from sagittal.volume.geometry import Geometry
 from sagittal.volume.io import image_format, read_volume
 from sagittal.volume.itk import from_sitk, read_itk, to_sitk, write_itk
 from sagittal.volume.nifti import read_nifti, write_nifti
+from sagittal.volume.phantoms import Body, Phantom
 from sagittal.volume.resample import Interpolation, crop, crop_to_content, reorient, resample
 from sagittal.volume.volume import PROBABILITY_TOLERANCE, Volume, require_same_space
 
 __all__ = [
     "PROBABILITY_TOLERANCE",
+    "Body",
     "Geometry",
     "Interpolation",
+    "Phantom",
     "Volume",
     "crop",
     "crop_to_content",

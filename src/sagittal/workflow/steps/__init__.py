@@ -3,6 +3,7 @@
 from sagittal.workflow.steps.composition import MeasureCTSlice
 from sagittal.workflow.steps.correct import CorrectMask
 from sagittal.workflow.steps.image import ReadImage
+from sagittal.workflow.steps.reconstruction import ReconstructCT
 from sagittal.workflow.steps.record import ReadRecord, TakeRecord
 from sagittal.workflow.steps.report import DraftReport
 from sagittal.workflow.steps.tissue import SegmentTissue
@@ -13,6 +14,7 @@ __all__ = [
     "MeasureCTSlice",
     "ReadImage",
     "ReadRecord",
+    "ReconstructCT",
     "SegmentTissue",
     "TakeRecord",
 ]

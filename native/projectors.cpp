@@ -1,0 +1,417 @@
+// The projectors and their transposes; compiled once for each instruction set, into the namespace KERNEL. A ray's sum
+// and a pixel's sum are each computed by one thread in one order, so the number of threads changes no bit.
+#include "projectors.h"
+
+#include <algorithm>
+#include <cmath>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define RESTRICT __restrict__
+
+namespace sagittal::KERNEL {
+
+namespace {
+
+constexpr int64_t kVector = kSlack;
+
+template <typename T>
+inline int below(T x) {  // floor, in a form that becomes vectors
+  const int i = int(x);
+  return i - (x < T(i));
+}
+
+template <typename T>
+inline T overlap(T lo, T hi, T from) {  // of [lo, hi] with [from, from + 1]
+  const T end = from + 1;
+  const T low = lo > from ? lo : from, high = hi < end ? hi : end;
+  const T both = high - low;
+  return both > 0 ? both : T(0);
+}
+
+// The arc tangent of |x| <= 1 to 2e-5, enough to know where to look.
+template <typename T>
+inline T arctan(T x) {
+  const T s = x * x;
+  return x * (T(0.9998660) + s * (T(-0.3302995) + s * (T(0.1801410) + s * (T(-0.0851330) + s * T(0.0208351)))));
+}
+
+template <typename T>
+inline T bin_at(const Inverse<T>& v, T x, T r) {
+  const T t = (v.a[0] * x + (v.a[1] * r + v.a[2])) / (v.b[0] * x + (v.b[1] * r + v.b[2]));
+  return v.f0 + v.f1 * t;
+}
+
+template <typename T>
+inline T curved_bin_at(const Inverse<T>& v, T x, T r) {
+  const T t = (v.a[0] * x + (v.a[1] * r + v.a[2])) / (v.b[0] * x + (v.b[1] * r + v.b[2]));
+  return v.f0 + v.f1 * arctan(t);
+}
+
+// The bins of a segment that meet a row's pixels: from first, before last. Their edges ascend.
+template <typename T>
+struct Range {
+  int64_t first = 0, last = 0;
+  void move(const T* P, const T* Q, int64_t bins, T r, int64_t pixels) {
+    const auto edge = [&](int64_t e) { return P[e] + Q[e] * r; };
+    const T low = T(-0.5), high = T(pixels) - T(0.5);
+    first = std::min(first, bins), last = std::clamp<int64_t>(last, 0, bins);
+    while (first < bins && edge(first + 1) <= low) ++first;
+    while (first > 0 && edge(first) > low) --first;
+    while (last < bins && edge(last) < high) ++last;
+    while (last > 0 && edge(last - 1) >= high) --last;
+  }
+};
+
+// Add to each bin of [from, to) its share of a row. Of the pixels' edges, and the bin's upper one, the lower counts.
+template <int K, typename T>
+void add_row(const T* RESTRICT E, const T* RESTRICT row, T* RESTRICT sums, int64_t from, int64_t to, int taps) {
+  const int count = K ? K : taps;
+#pragma GCC ivdep
+  for (int64_t u = from; u < to; ++u) {
+    const T lo = E[u], hi = E[u + 1];
+    const int i = below(lo + T(0.5));
+    T sum = 0, last = lo, end = T(i) + T(0.5);
+    for (int k = 0; k < count; ++k) {
+      const T next = hi < end ? hi : end;
+      sum += (next - last) * row[i + k];
+      last = next, end += 1;
+    }
+    sums[u] += sum / (hi - lo);
+  }
+}
+
+// Add to each pixel of [from, to) its share of the bins.
+template <int K, bool Curved, typename T>
+void take_row(const T* RESTRICT E, const T* RESTRICT G, T* RESTRICT out, int64_t from, int64_t to, const Inverse<T>& inverse, T r,
+              int lowest, int highest, int taps) {
+  const int count = K ? K : taps;
+  const T margin = Curved ? T(0.05) : T(0.002);  // of a bin: how far the inverse may be off
+#pragma GCC ivdep
+  for (int64_t i = from; i < to; ++i) {
+    const T x = T(int(i)) - T(0.5), end = x + 1;
+    int j = below((Curved ? curved_bin_at(inverse, x, r) : bin_at(inverse, x, r)) - margin);
+    j = j < lowest ? lowest : j;
+    j = j > highest ? highest : j;
+    T sum = 0, last = E[j] < x ? x : E[j] > end ? end : E[j];
+    for (int k = 0; k < count; ++k) {
+      T next = E[j + k + 1];
+      next = next < x ? x : next > end ? end : next;
+      sum += (next - last) * G[j + k];
+      last = next;
+    }
+    out[i] += sum;
+  }
+}
+
+#if defined(__AVX512F__)
+
+// The same for sixteen at a time, where all that they need lies in two vectors: tables that are looked up.
+inline __m512 below(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+template <int K>
+void add_row(const float* RESTRICT E, const float* RESTRICT row, float* RESTRICT sums, int64_t from, int64_t to, int taps) {
+  if constexpr (K == 0) {
+    add_row<0, float>(E, row, sums, from, to, taps);
+  } else {
+    int64_t u = from;
+    const __m512 half = _mm512_set1_ps(0.5f), one = _mm512_set1_ps(1);
+    const __m512i first = _mm512_set1_epi32(1);
+    for (; u + 16 <= to; u += 16) {
+      const int base = below(E[u] + 0.5f);
+      if (below(E[u + 15] + 0.5f) - base + K > 32) {
+        add_row<K, float>(E, row, sums, u, u + 16, taps);
+        continue;
+      }
+      const __m512 lo = _mm512_loadu_ps(E + u), hi = _mm512_loadu_ps(E + u + 1);
+      const __m512 low = _mm512_loadu_ps(row + base), high = _mm512_loadu_ps(row + base + 16);
+      const __m512 at = below(_mm512_add_ps(lo, half));
+      __m512i k_at = _mm512_sub_epi32(_mm512_cvtps_epi32(at), _mm512_set1_epi32(base));
+      __m512 end = _mm512_add_ps(at, half), last = lo, sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        const __m512 next = _mm512_min_ps(hi, end);
+        sum = _mm512_fmadd_ps(_mm512_sub_ps(next, last), _mm512_permutex2var_ps(low, k_at, high), sum);
+        last = next, end = _mm512_add_ps(end, one), k_at = _mm512_add_epi32(k_at, first);
+      }
+      sum = _mm512_div_ps(sum, _mm512_sub_ps(hi, lo));
+      _mm512_storeu_ps(sums + u, _mm512_add_ps(_mm512_loadu_ps(sums + u), sum));
+    }
+    add_row<K, float>(E, row, sums, u, to, taps);
+  }
+}
+
+template <int K, bool Curved>
+void take_row(const float* RESTRICT E, const float* RESTRICT G, float* RESTRICT out, int64_t from, int64_t to, const Inverse<float>& v, float r,
+              int lowest, int highest, int taps) {
+  if constexpr (K == 0) {
+    take_row<0, Curved, float>(E, G, out, from, to, v, r, lowest, highest, taps);
+  } else {
+    const __m512 one = _mm512_set1_ps(1), ramp = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i first = _mm512_set1_epi32(1);
+    const __m512 a0 = _mm512_set1_ps(v.a[0]), a1 = _mm512_set1_ps(v.a[1] * r + v.a[2]);
+    const __m512 b0 = _mm512_set1_ps(v.b[0]), b1 = _mm512_set1_ps(v.b[1] * r + v.b[2]);
+    const bool parallel = !Curved && v.b[0] == 0 && v.b[1] == 0 && v.b[2] == 1;
+    const __m512 f0 = _mm512_set1_ps(v.f0 - (Curved ? 0.05f : 0.002f)), f1 = _mm512_set1_ps(v.f1);
+    const __m512i least = _mm512_set1_epi32(lowest), most = _mm512_set1_epi32(highest);
+    int64_t i = from;
+    for (; i + 16 <= to; i += 16) {
+      const __m512 x = _mm512_add_ps(_mm512_set1_ps(float(int(i)) - 0.5f), ramp), end = _mm512_add_ps(x, one);
+      __m512 t = _mm512_fmadd_ps(a0, x, a1);
+      if (!parallel) t = _mm512_div_ps(t, _mm512_fmadd_ps(b0, x, b1));
+      if (Curved) {
+        const __m512 s = _mm512_mul_ps(t, t);
+        __m512 p = _mm512_set1_ps(0.0208351f);
+        p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-0.0851330f));
+        p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(0.1801410f));
+        p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(-0.3302995f));
+        p = _mm512_fmadd_ps(p, s, _mm512_set1_ps(0.9998660f));
+        t = _mm512_mul_ps(t, p);
+      }
+      __m512i j = _mm512_cvtps_epi32(below(_mm512_fmadd_ps(f1, t, f0)));
+      j = _mm512_min_epi32(_mm512_max_epi32(j, least), most);
+      const int base = _mm_cvtsi128_si32(_mm512_castsi512_si128(j));
+      __m512i k_at = _mm512_sub_epi32(j, _mm512_set1_epi32(base));
+      if (_mm512_cmpgt_epu32_mask(k_at, _mm512_set1_epi32(31 - K))) {  // a wrapped one is below the first: too large
+        take_row<K, Curved, float>(E, G, out, i, i + 16, v, r, lowest, highest, taps);
+        continue;
+      }
+      const __m512 e0 = _mm512_loadu_ps(E + base), e1 = _mm512_loadu_ps(E + base + 16);
+      const __m512 g0 = _mm512_loadu_ps(G + base), g1 = _mm512_loadu_ps(G + base + 16);
+      __m512 last = _mm512_min_ps(_mm512_max_ps(_mm512_permutex2var_ps(e0, k_at, e1), x), end), sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        const __m512 share = _mm512_permutex2var_ps(g0, k_at, g1);
+        k_at = _mm512_add_epi32(k_at, first);
+        const __m512 next = _mm512_min_ps(_mm512_max_ps(_mm512_permutex2var_ps(e0, k_at, e1), x), end);
+        sum = _mm512_fmadd_ps(_mm512_sub_ps(next, last), share, sum);
+        last = next;
+      }
+      _mm512_storeu_ps(out + i, _mm512_add_ps(_mm512_loadu_ps(out + i), sum));
+    }
+    take_row<K, Curved, float>(E, G, out, i, to, v, r, lowest, highest, taps);
+  }
+}
+
+#endif
+
+template <template <int> class Call, typename... Given>
+inline void unrolled(int taps, Given&&... given) {
+  switch (taps) {
+    case 1:
+    case 2: return Call<2>::run(given...);
+    case 3: return Call<3>::run(given...);
+    case 4: return Call<4>::run(given...);
+    case 5: return Call<5>::run(given...);
+    case 6: return Call<6>::run(given...);
+    default: return Call<0>::run(given...);
+  }
+}
+
+template <int K>
+struct Add {
+  template <typename T>
+  static void run(const T* E, const T* row, T* sums, int64_t from, int64_t to, int taps) { add_row<K>(E, row, sums, from, to, taps); }
+};
+
+template <int K>
+struct Take {
+  template <typename T>
+  static void run(const T* E, const T* G, T* out, int64_t from, int64_t to, const Inverse<T>& inverse, T r, int lowest, int highest, int taps) {
+    inverse.curved ? take_row<K, true>(E, G, out, from, to, inverse, r, lowest, highest, taps)
+                   : take_row<K, false>(E, G, out, from, to, inverse, r, lowest, highest, taps);
+  }
+};
+
+// Edges of the bins [first, last] at a row, and of some more, up to whole vectors.
+template <typename T>
+void edges_at(const T* RESTRICT P, const T* RESTRICT Q, T* RESTRICT E, int64_t first, int64_t last, T r) {
+#pragma GCC ivdep
+  for (int64_t e = first, end = first + (last - first + kVector) / kVector * kVector; e < end; ++e) E[e] = P[e] + Q[e] * r;
+}
+
+// The shares of a cone's line v: its lower edge lies at zero + height v.
+template <typename T>
+inline void resample_lines(const T* RESTRICT column, T* RESTRICT lines, int64_t from, int64_t to, T zero, T height, T factor, int taps) {
+#pragma GCC ivdep
+  for (int64_t v = from; v < to; ++v) {
+    const T lo = zero + height * T(int(v)), hi = zero + height * T(int(v) + 1);
+    const int c = below(lo + T(0.5));
+    T sum = 0;
+    for (int k = 0; k < taps; ++k) sum += overlap(lo, hi, T(c + k) - T(0.5)) * column[c + k];
+    lines[v] += factor * sum;
+  }
+}
+
+template <typename T>
+inline void resample_slices(const T* RESTRICT lines, T* RESTRICT column, int64_t from, int64_t to, T zero, T height, T factor, int lowest,
+                            int highest, int taps) {
+  const T per = 1 / height, margin = T(0.002);
+#pragma GCC ivdep
+  for (int64_t z = from; z < to; ++z) {
+    const T x = T(int(z)) - T(0.5);
+    int j = below((x - zero) * per - margin);
+    j = j < lowest ? lowest : j;
+    j = j > highest ? highest : j;
+    T sum = 0;
+    for (int k = 0; k < taps; ++k) sum += overlap(zero + height * T(j + k), zero + height * T(j + k + 1), x) * lines[j + k];
+    column[z] = factor * sum;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void project(const Sweep<T>& s, const Segment<T>& g, const T* image, T* room, T* rays) {
+  T *E = room, *sums = room + g.bins + 1 + kSlack;
+  std::fill(sums, sums + g.bins, T(0));
+  const T *P = s.P + g.edges, *Q = s.Q + g.edges;
+  const int64_t width = s.pixels + 2 * s.pad;
+  Range<T> range;
+  for (int64_t r = g.from; r < g.to; ++r) {
+    range.move(P, Q, g.bins, T(r), s.pixels);
+    if (range.first >= range.last) continue;
+    // Bins before the first add nothing, but make whole vectors; narrow ones still lie in the padding.
+    const int64_t more = g.taps <= 3 ? (kVector - (range.last - range.first) % kVector) % kVector : 0;
+    const int64_t first = std::max<int64_t>(range.first - more, 0);
+    edges_at(P, Q, E, first, range.last, T(r));
+    unrolled<Add>(g.taps, (const T*)E, image + r * width + s.pad, sums, first, range.last, g.taps);
+  }
+  const T* scale = s.scales + g.scales;
+  for (int64_t u = 0; u < g.bins; ++u) rays[g.first + g.step * u] = sums[u] * scale[u];
+}
+
+template <typename T>
+void spread(const Sweep<T>& s, int64_t row, const T* const* rays, T* room, T* out) {
+  std::fill(out, out + s.pixels, T(0));
+  const T r = T(row), far = T(1e9);
+  T *E = room + s.pad, *G = E + s.largest + 1 + 2 * s.pad;
+  for (std::size_t n = 0; n < s.segments.size(); ++n) {
+    const Segment<T>& g = s.segments[n];
+    if (row < g.from || row >= g.to) continue;
+    const T *P = s.P + g.edges, *Q = s.Q + g.edges;
+    Range<T> range;
+    // A first guess, which moving corrects.
+    const Inverse<T>& v = g.inverse;
+    const T begins = v.curved ? curved_bin_at(v, T(-0.5), r) : bin_at(v, T(-0.5), r);
+    const T ends = v.curved ? curved_bin_at(v, T(s.pixels) - T(0.5), r) : bin_at(v, T(s.pixels) - T(0.5), r);
+    range.first = int64_t(std::clamp<T>(begins, 0, T(g.bins))), range.last = int64_t(std::clamp<T>(ends, 0, T(g.bins)));
+    range.move(P, Q, g.bins, r, s.pixels);
+    if (range.first >= range.last) continue;
+    const int64_t a = range.first, b = range.last;
+    edges_at(P, Q, E, a, b, r);
+    const T* given = rays[n];
+#pragma GCC ivdep
+    for (int64_t u = a, end = a + (b - a + kVector - 1) / kVector * kVector; u < end; ++u) G[u] = given[u] / (E[u + 1] - E[u]);
+    for (int64_t k = 1; k <= s.pad; ++k) E[a - k] = -far, E[b + k] = far, G[a - k] = 0, G[b + k - 1] = 0;
+    const int64_t from = std::clamp<int64_t>(below(E[a] + T(0.5)), 0, s.pixels);
+    const int64_t to = std::clamp<int64_t>(int64_t(below(E[b] + T(0.5))) + 1, 0, s.pixels);
+    const int reach = g.back_taps;
+    unrolled<Take>(reach, (const T*)E, (const T*)G, out, from, to, v, r, int(a) - int(s.pad) + 1, int(b), reach);
+  }
+}
+
+template <typename T>
+void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, const T* volume, T* room, T* rays) {
+  const int64_t pad = c.taps + 2;
+  T *E = room, *column = E + s.largest + 1 + kSlack + pad, *sums = column + c.slices + pad;
+  std::fill(column - pad, column + c.slices + pad, T(0));
+  std::fill(sums, sums + g.bins * c.lines, T(0));
+  const T *P = s.P + g.edges, *Q = s.Q + g.edges;
+  const T *m0 = c.m0 + g.scales, *m1 = c.m1 + g.scales;
+  Range<T> range;
+  for (int64_t row = g.from; row < g.to; ++row) {
+    const T r = T(row);
+    range.move(P, Q, g.bins, r, s.pixels);
+    if (range.first >= range.last) continue;
+    edges_at(P, Q, E, range.first, range.last, r);
+    const T* plane = volume + row * c.row_stride;
+    for (int64_t u = range.first; u < range.last; ++u) {
+      const T lo = E[u], hi = E[u + 1], height = m0[u] + m1[u] * r;
+      const T zero = g.centre - height * c.middle;
+      // Lines that meet the slices, and slices that these lines meet.
+      const int64_t from = std::clamp<int64_t>(int64_t(std::floor((T(-0.5) - zero) / height)), 0, c.lines);
+      const int64_t to = std::clamp<int64_t>(int64_t(std::floor((T(c.slices) - T(0.5) - zero) / height)) + 1, 0, c.lines);
+      if (from >= to) continue;
+      const int64_t bottom = std::clamp<int64_t>(int64_t(below(zero + height * T(from) + T(0.5))) - 1, 0, c.slices);
+      const int64_t top = std::clamp<int64_t>(int64_t(below(zero + height * T(to) + T(0.5))) + 2, 0, c.slices);
+      const int i = below(lo + T(0.5));
+      bool fresh = true;
+      for (int k = 0; k < g.taps; ++k) {
+        if (i + k < 0 || i + k >= s.pixels) continue;
+        const T w = overlap(lo, hi, T(i + k) - T(0.5));
+        if (w <= 0) continue;
+        const T* RESTRICT line = plane + (i + k) * c.pixel_stride;
+        T* RESTRICT to_column = column;
+        if (fresh)
+#pragma GCC ivdep
+          for (int64_t z = bottom; z < top; ++z) to_column[z] = w * line[z];
+        else
+#pragma GCC ivdep
+          for (int64_t z = bottom; z < top; ++z) to_column[z] += w * line[z];
+        fresh = false;
+      }
+      if (fresh) continue;
+      resample_lines(column, sums + u * c.lines, from, to, zero, height, 1 / ((hi - lo) * height), c.taps);
+    }
+  }
+  const T *scale = s.scales + g.scales, *tilt = c.tilt + g.scales;
+  for (int64_t u = 0; u < g.bins; ++u) {
+    T* to = rays + (g.first + g.step * u) * c.lines;
+    for (int64_t v = 0; v < c.lines; ++v) {
+      const T up = (T(v) + T(0.5) - c.middle) * tilt[u];
+      to[v] = sums[u * c.lines + v] * std::sqrt(scale[u] * scale[u] + up * up);
+    }
+  }
+}
+
+template <typename T>
+void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t row, const T* const* rays, T* room, T* volume) {
+  const int64_t pad = c.back_taps + 2;
+  T *E = room, *column = E + s.largest + 1 + kSlack, *lines = column + c.slices + pad;
+  std::fill(lines - pad, lines + c.lines + pad, T(0));
+  const T r = T(row);
+  T* plane = volume + row * c.row_stride;
+  for (std::size_t n = 0; n < s.segments.size(); ++n) {
+    const Segment<T>& g = s.segments[n];
+    if (row < g.from || row >= g.to) continue;
+    const T *P = s.P + g.edges, *Q = s.Q + g.edges;
+    const T *m0 = c.m0 + g.scales, *m1 = c.m1 + g.scales;
+    Range<T> range;
+    range.move(P, Q, g.bins, r, s.pixels);
+    if (range.first >= range.last) continue;
+    edges_at(P, Q, E, range.first, range.last, r);
+    for (int64_t u = range.first; u < range.last; ++u) {
+      const T lo = E[u], hi = E[u + 1], height = m0[u] + m1[u] * r;
+      const T zero = g.centre - height * c.middle;
+      const int64_t bottom = std::clamp<int64_t>(int64_t(below(zero + T(0.5))), 0, c.slices);
+      const int64_t top = std::clamp<int64_t>(int64_t(below(zero + height * T(c.lines) + T(0.5))) + 1, 0, c.slices);
+      if (bottom >= top) continue;
+      const T* given = rays[n] + u * c.lines;
+      std::copy(given, given + c.lines, lines);
+      resample_slices(lines, column, bottom, top, zero, height, 1 / ((hi - lo) * height), -int(pad) + 1, int(c.lines), c.back_taps);
+      const int i = below(lo + T(0.5));
+      for (int k = 0; k < g.taps; ++k) {
+        if (i + k < 0 || i + k >= s.pixels) continue;
+        const T w = overlap(lo, hi, T(i + k) - T(0.5));
+        if (w <= 0) continue;
+        T* RESTRICT to = plane + (i + k) * c.pixel_stride;
+        const T* RESTRICT from = column;
+#pragma GCC ivdep
+        for (int64_t z = bottom; z < top; ++z) to[z] += w * from[z];
+      }
+    }
+  }
+}
+
+#define INSTANTIATE(T)                                                                                     \
+  template void project<T>(const Sweep<T>&, const Segment<T>&, const T*, T*, T*);                          \
+  template void spread<T>(const Sweep<T>&, int64_t, const T* const*, T*, T*);                              \
+  template void project_cone<T>(const Sweep<T>&, const Cone<T>&, const Segment<T>&, const T*, T*, T*);     \
+  template void spread_cone<T>(const Sweep<T>&, const Cone<T>&, int64_t, const T* const*, T*, T*);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace sagittal::KERNEL

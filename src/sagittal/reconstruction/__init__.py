@@ -1,0 +1,51 @@
+"""CT from its scans: projectors, filtered backprojection, iterative methods, total variation, simulation."""
+
+from sagittal.reconstruction.analytic import coverage, fbp, fdk
+from sagittal.reconstruction.comparison import quality
+from sagittal.reconstruction.ct_pd import Projections, read_ct_pd
+from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
+from sagittal.reconstruction.iterative import Reconstruction, cgls, ordered_subsets, sirt
+from sagittal.reconstruction.line_integrals import line_integrals
+from sagittal.reconstruction.methods import METHODS, reconstruct, truncated_share
+from sagittal.reconstruction.projectors import Projector, back, forward
+from sagittal.reconstruction.scan import Scan, attenuation, hounsfield
+from sagittal.reconstruction.scan_file import StoredScan, read_scan, write_scan
+from sagittal.reconstruction.simulate import add_noise, fitted_geometry, simulate_scan
+from sagittal.reconstruction.total_variation import Solver, directional_tv, edge_preserving_tv, tv
+
+__all__ = [
+    "METHODS",
+    "ConeBeam",
+    "FanBeam",
+    "ParallelBeam",
+    "Projections",
+    "Projector",
+    "Reconstruction",
+    "Scan",
+    "ScanGeometry",
+    "Solver",
+    "StoredScan",
+    "add_noise",
+    "attenuation",
+    "back",
+    "cgls",
+    "coverage",
+    "directional_tv",
+    "edge_preserving_tv",
+    "fbp",
+    "fdk",
+    "fitted_geometry",
+    "forward",
+    "hounsfield",
+    "line_integrals",
+    "ordered_subsets",
+    "quality",
+    "read_ct_pd",
+    "read_scan",
+    "reconstruct",
+    "simulate_scan",
+    "sirt",
+    "truncated_share",
+    "tv",
+    "write_scan",
+]

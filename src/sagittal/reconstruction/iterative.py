@@ -1,0 +1,220 @@
+"""Iterative reconstruction without a prior: SIRT, CGLS, and ordered subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagittal.core.errors import InputError
+from sagittal.reconstruction.geometry import subset
+from sagittal.reconstruction.projectors import Projector
+from sagittal.reconstruction.scan import Scan, hounsfield
+from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import WATER_PER_MM
+
+__all__ = ["Reconstruction", "cgls", "ordered_subsets", "sirt"]
+
+Report = Callable[[str], None]
+"""Takes one line that says how far a reconstruction is."""
+
+
+def silent(message: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """An image, and how it was come by.
+
+    Attributes:
+        volume: In HU.
+        energies: What is made small, after each iteration: half the squared residual, and what else a method
+            adds.
+        stopped: Why it ended: "iterations", "converged", or "stalled" where rounding allowed no further fall.
+        discrepancy: Mean over rays of the squared residual by its variance; near 1 where the image explains
+            the scan up to its noise. None where the dose is not known.
+    """
+
+    volume: Volume
+    energies: tuple[float, ...]
+    stopped: str
+    discrepancy: float | None = None
+
+
+def sirt(
+    scan: Scan,
+    grid: Geometry,
+    *,
+    iterations: int = 100,
+    positive: bool = True,
+    start: NDArray[np.floating] | None = None,
+    mu_water: float = WATER_PER_MM,
+    report: Report = silent,
+) -> Reconstruction:
+    """Reconstruct by simultaneous iterations, rays and voxels by their weights' sums (Gregor, Benson 2008).
+
+    Args:
+        scan: Any geometry.
+        grid: Where the voxels are to lie.
+        iterations: How many.
+        positive: Hold the attenuation at 0 or more.
+        start: Attenuation to begin with, 1/mm; zero without it.
+        mu_water: Attenuation of water, 1/mm.
+        report: Takes a line every ten iterations.
+
+    Raises:
+        GeometryError: The grid does not suit the scanner.
+        InputError: No iterations.
+    """
+    return ordered_subsets(
+        scan,
+        grid,
+        subsets=1,
+        iterations=iterations,
+        positive=positive,
+        start=start,
+        mu_water=mu_water,
+        report=report,
+        name="sirt",
+    )
+
+
+def ordered_subsets(
+    scan: Scan,
+    grid: Geometry,
+    *,
+    subsets: int = 6,
+    iterations: int = 20,
+    positive: bool = True,
+    start: NDArray[np.floating] | None = None,
+    mu_water: float = WATER_PER_MM,
+    report: Report = silent,
+    name: str = "ordered-subsets",
+) -> Reconstruction:
+    """Reconstruct as :func:`sirt` does, from every n-th view at a time: faster at first, without a limit.
+
+    Args:
+        scan: Any geometry.
+        grid: Where the voxels are to lie.
+        subsets: Into how many parts the views are divided.
+        iterations: How many times all views are used.
+        positive: Hold the attenuation at 0 or more.
+        start: Attenuation to begin with, 1/mm; zero without it.
+        mu_water: Attenuation of water, 1/mm.
+        report: Takes a line every ten iterations.
+        name: What the image's facts call the method.
+
+    Raises:
+        GeometryError: The grid does not suit the scanner.
+        InputError: No iterations, or more subsets than views.
+    """
+    require_iterations(iterations)
+    views = scan.geometry.shape[0]
+    if not 1 <= subsets <= views:
+        raise InputError(
+            "views cannot be divided so", source="subsets", value=subsets, expected=f"1 to {views}"
+        )
+    parts = []
+    for first in range(subsets):
+        rays = scan.sinogram[first::subsets].astype(np.float32)
+        projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid)
+        lengths = projector.forward(np.ones(grid.shape, np.float32))
+        crossed = projector.back(np.ones(projector.shape, np.float32))
+        parts.append((projector, rays, _inverse(lengths), _inverse(crossed)))
+    image = begin(grid, start)
+    energies = []
+    for iteration in range(iterations):
+        energy = 0.0
+        for projector, rays, by_ray, by_voxel in parts:
+            residual = rays - projector.forward(image)
+            energy += float(np.vdot(residual, residual)) / 2
+            image += by_voxel * projector.back(by_ray * residual)
+            if positive:
+                np.maximum(image, 0, out=image)
+        energies.append(energy)
+        if iteration % 10 == 9:
+            report(f"{name}: iteration {iteration + 1} of {iterations}")
+    volume = hounsfield(image, grid, mu_water, facts={"method": name, "iterations": iterations})
+    return Reconstruction(volume=volume, energies=tuple(energies), stopped="iterations")
+
+
+def cgls(
+    scan: Scan,
+    grid: Geometry,
+    *,
+    iterations: int = 15,
+    start: NDArray[np.floating] | None = None,
+    mu_water: float = WATER_PER_MM,
+    report: Report = silent,
+) -> Reconstruction:
+    """Reconstruct by conjugate gradients on the least squares; few iterations are what holds the noise down.
+
+    Args:
+        scan: Any geometry.
+        grid: Where the voxels are to lie.
+        iterations: How many.
+        start: Attenuation to begin with, 1/mm; zero without it.
+        mu_water: Attenuation of water, 1/mm.
+        report: Takes a line every ten iterations.
+
+    Raises:
+        GeometryError: The grid does not suit the scanner.
+        InputError: No iterations.
+    """
+    require_iterations(iterations)
+    projector = Projector(scan.geometry, grid)
+    image = begin(grid, start)
+    residual = scan.sinogram.astype(np.float32) - projector.forward(image)
+    slope = projector.back(residual)
+    way, square = slope.copy(), float(np.vdot(slope, slope))
+    energies = []
+    stopped = "iterations"
+    for iteration in range(iterations):
+        ahead = projector.forward(way)
+        length = float(np.vdot(ahead, ahead))
+        if square == 0 or length == 0:
+            stopped = "converged"
+            break
+        amount = square / length
+        image += np.float32(amount) * way
+        residual -= np.float32(amount) * ahead
+        slope = projector.back(residual)
+        before, square = square, float(np.vdot(slope, slope))
+        way = slope + np.float32(square / before) * way
+        energies.append(float(np.vdot(residual, residual)) / 2)
+        if iteration % 10 == 9:
+            report(f"cgls: iteration {iteration + 1} of {iterations}")
+    volume = hounsfield(image, grid, mu_water, facts={"method": "cgls", "iterations": len(energies)})
+    return Reconstruction(volume=volume, energies=tuple(energies), stopped=stopped)
+
+
+def require_iterations(iterations: int) -> None:
+    """Refuse a number of iterations below 1."""
+    if iterations < 1:
+        raise InputError(
+            "there are no iterations", source="iterations", value=iterations, expected="1 or more"
+        )
+
+
+def begin(grid: Geometry, start: NDArray[np.floating] | None) -> NDArray[np.float32]:
+    """Return a copy of where to begin, or zeros.
+
+    Raises:
+        InputError: It has another shape than the grid.
+    """
+    if start is None:
+        return np.zeros(grid.shape, np.float32)
+    if start.shape != grid.shape:
+        raise InputError(
+            "the start has another shape than the grid", value=start.shape, expected=str(grid.shape)
+        )
+    return np.array(start, np.float32)
+
+
+def _inverse(sums: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return 1 by each sum, and 0 where hardly anything was summed."""
+    least = 1e-3 * float(sums.max())
+    return np.asarray(np.where(sums > least, 1 / np.maximum(sums, least or 1), 0), np.float32)

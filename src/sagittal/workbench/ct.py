@@ -1,0 +1,290 @@
+"""Commands on CT scans."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from sagittal.core.errors import InputError
+from sagittal.core.files import atomic_path, write_text
+from sagittal.core.optional import optional_import
+from sagittal.core.progress import status
+from sagittal.workbench.case_commands import StoreOption
+from sagittal.workbench.output import JsonOption, emit, speaks, table
+
+if TYPE_CHECKING:
+    from sagittal.reconstruction import StoredScan
+    from sagittal.volume import Geometry, Volume
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+ScanArgument = Annotated[Path, typer.Argument(help="Scan file, .npz.")]
+RoughnessOption = Annotated[
+    float | None, typer.Option(help="Expected step between neighbouring voxels, HU; smaller is smoother.")
+]
+DeltaOption = Annotated[float | None, typer.Option(help="Step that counts as an edge, HU.")]
+IterationsOption = Annotated[int | None, typer.Option(help="At most so many.")]
+
+
+@app.command()
+@speaks
+def simulate(
+    volume: Annotated[Path, typer.Option(help="Image in HU: a file, or a folder of DICOM.")],
+    out: Annotated[Path, typer.Option(help="The scan, .npz.")],
+    geometry: Annotated[str, typer.Option(help="parallel, fan or cone.")] = "fan",
+    views: Annotated[int, typer.Option(help="How many, over half a turn (parallel) or a whole one.")] = 60,
+    photons: Annotated[float, typer.Option(help="Photons per ray with nothing in the way.")] = 1e5,
+    electronic: Annotated[
+        float, typer.Option(help="Standard deviation of the detector's noise, photons.")
+    ] = 0.0,
+    curved: Annotated[bool, typer.Option(help="A detector that is an arc.")] = False,
+    slice_: Annotated[int | None, typer.Option("--slice", help="Only this slice, counted from 0.")] = None,
+    seed: Annotated[int, typer.Option(help="The noise follows from it.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Scan an image at a dose, by another projector than reconstructs it."""
+    from sagittal.reconstruction import StoredScan, fitted_geometry, simulate_scan, write_scan
+
+    with status(quiet=as_json) as report:
+        report(f"reading {volume.name}")
+        image = _image(volume, slice_)
+        scanner = fitted_geometry(image.geometry, geometry, views, curved=curved)
+        report("scanning")
+        scan = simulate_scan(image, scanner, photons=photons, seed=seed, electronic=electronic)
+        write_scan(StoredScan(scan, image.geometry, image), out)
+    result = {
+        "scan": str(out.absolute()),
+        "geometry": scanner.kind,
+        "shape": list(scanner.shape),
+        "photons": photons,
+        "starved": scan.starved,
+    }
+    emit(result, as_json=as_json, text=lambda: _say_scan(result))
+
+
+@app.command()
+@speaks
+def reconstruct(
+    scan: ScanArgument,
+    out: Annotated[Path | None, typer.Option(help="The image, .nii.gz.")] = None,
+    method: Annotated[str, typer.Option(help="fbp, sirt, cgls, tv, edge-preserving-tv, ...")] = "tv",
+    variance: Annotated[bool, typer.Option(help="Also each voxel's variance; fbp has one.")] = False,
+    roughness: RoughnessOption = None,
+    delta: DeltaOption = None,
+    iterations: IterationsOption = None,
+    case: Annotated[str | None, typer.Option(help="Id of a case that the image is to belong to.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reconstruct a scan, in HU."""
+    from sagittal.reconstruction import read_scan, truncated_share
+    from sagittal.reconstruction import reconstruct as by_method
+    from sagittal.volume import write_nifti
+
+    if out is None and case is None:
+        raise InputError("the image has nowhere to go", source="--out", expected="a file, or --case")
+    stored = read_scan(scan)
+    options = _options(method, roughness, delta, iterations)
+    started = time.perf_counter()
+    result: dict[str, Any] = {"method": method, "truncated": truncated_share(stored.scan)}
+    with status(quiet=as_json) as report:
+        if case is not None:
+            result |= _into_case(case, store, scan, method, variance, roughness, delta, iterations, out)
+        else:
+            assert out is not None
+            found = by_method(stored.scan, _grid(stored), method, variance=variance, report=report, **options)
+            write_nifti(found.volume, out)
+            result |= {
+                "image": str(out.absolute()),
+                "iterations": len(found.energies),
+                "stopped": found.stopped,
+                "discrepancy": found.discrepancy,
+            }
+    result["seconds"] = time.perf_counter() - started
+
+    def text() -> None:
+        if result["truncated"]:
+            typer.echo(
+                f"the object reaches beyond the detector in {result['truncated']:.0%} of the views", err=True
+            )
+        typer.echo(f"{result.get('image', 'case ' + str(case))}: {method}, {result['seconds']:.1f} s")
+
+    emit(result, as_json=as_json, text=text)
+
+
+@app.command()
+@speaks
+def compare(
+    scan: ScanArgument,
+    methods: Annotated[
+        str, typer.Option(help="Names, with commas between.")
+    ] = "fbp,sirt,tv,edge-preserving-tv",
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the result; '-' prints it as one line."),
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the images, a PNG file.")] = None,
+) -> None:
+    """Reconstruct a simulated scan by several methods, and measure them against what was scanned."""
+    from sagittal.reconstruction import METHODS, quality, read_scan
+    from sagittal.reconstruction import reconstruct as by_method
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names:
+        if name not in METHODS:
+            raise InputError(
+                "there is no such method", source="--methods", value=name, expected=", ".join(METHODS)
+            )
+    if figure is not None:
+        optional_import("matplotlib", "figures")
+    stored = read_scan(scan)
+    if stored.truth is None:
+        raise InputError("the scan was not simulated: there is nothing to compare with", source=scan)
+    rows: list[dict[str, Any]] = []
+    images: dict[str, Volume] = {}
+    with status(quiet=json_file == "-") as report:
+        for name in names:
+            started = time.perf_counter()
+            found = by_method(stored.scan, stored.truth.geometry, name, report=report)
+            seconds = time.perf_counter() - started
+            measured = quality(found.volume, stored.truth)
+            rows.append({"method": name, **measured, "iterations": len(found.energies), "seconds": seconds})
+            images[name] = found.volume
+    result = {
+        "rows": rows,
+        "geometry": stored.scan.geometry.kind,
+        "shape": list(stored.scan.geometry.shape),
+        "photons": stored.scan.photons,
+    }
+    if figure is not None:
+        _draw(stored.truth, images, figure)
+    if json_file not in (None, "-"):
+        write_text(Path(str(json_file)), json.dumps(result, indent=1) + "\n")
+    emit(result, as_json=json_file == "-", text=lambda: _say_rows(rows))
+
+
+def _image(path: Path, number: int | None) -> Volume:
+    from sagittal.volume import crop, read_volume, reorient
+
+    image = read_volume(path)
+    if image.unit == "1":  # NIfTI states no unit
+        if image.array.min() >= 0:
+            raise InputError(
+                "the image does not look like CT", source=path, value="nothing below 0", expected="HU"
+            )
+        image = image.replace(unit="HU")
+    if image.unit == "HU":  # what scanners write outside their circle is below that of no attenuation
+        image = image.replace(array=np.maximum(image.array, -1000))
+    image = reorient(image, "RAS")
+    if number is None:
+        return _upright(image)
+    if not 0 <= number < image.shape[2]:
+        raise InputError(
+            "there is no such slice", source="--slice", value=number, expected=f"0 to {image.shape[2] - 1}"
+        )
+    return _upright(crop(image, (slice(None), slice(None), slice(number, number + 1))))
+
+
+def _upright(image: Volume) -> Volume:
+    """Return one slice of a tilted gantry as if it lay across the table, to be scanned in its own plane."""
+    from sagittal.volume import Geometry
+
+    tilt = abs(image.geometry.affine[:2, 2]).max()
+    if image.shape[2] != 1 or tilt <= 1e-4 * image.geometry.spacing[2]:
+        return image
+    typer.echo(
+        "the slice is tilted: it is scanned in its own plane, and its place in the patient is lost", err=True
+    )
+    size = zip(image.shape, image.geometry.spacing, strict=True)
+    x, y, z = (-(n - 1) / 2 * step for n, step in size)
+    return image.replace(geometry=Geometry.from_spacing(image.shape, image.geometry.spacing, (x, y, z)))
+
+
+def _grid(stored: StoredScan) -> Geometry:
+    if stored.grid is None:
+        raise InputError("the scan does not say where its image lies", expected="a scan file with a grid")
+    return stored.grid
+
+
+def _options(
+    method: str, roughness: float | None, delta: float | None, iterations: int | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"roughness": roughness, "delta": delta}
+    if method.endswith("tv") and iterations is not None:
+        from sagittal.reconstruction import Solver
+
+        found["solver"] = Solver(iterations=iterations)
+    else:
+        found["iterations"] = iterations
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _into_case(
+    case_id: str,
+    store: str | None,
+    scan: Path,
+    method: str,
+    variance: bool,
+    roughness: float | None,
+    delta: float | None,
+    iterations: int | None,
+    out: Path | None,
+) -> dict[str, Any]:
+    from sagittal.case.location import open_store
+    from sagittal.volume import write_nifti
+    from sagittal.workflow import artifacts
+    from sagittal.workflow.models import ModelShelf
+    from sagittal.workflow.runner import Runner
+    from sagittal.workflow.steps import ReconstructCT
+
+    if method.endswith("tv") and iterations is not None:
+        raise InputError("a case keeps the solver's own iterations", source="--iterations", value=iterations)
+    options = _options(method, roughness, delta, iterations)
+    with open_store(store) as cases:
+        runner = Runner(store=cases, shelf=ModelShelf())
+        cases.case(case_id)
+        runner.receive(case_id, "scan.files", [scan])
+        run = runner.run(case_id, ReconstructCT(method=method, variance=variance, options=options))
+        if out is not None:
+            write_nifti(artifacts.load(cases.objects, run.outputs[0]), out)
+    result: dict[str, Any] = {"case": case_id, "run": run.number}
+    return result | ({"image": str(out.absolute())} if out is not None else {})
+
+
+def _draw(truth: Volume, images: dict[str, Volume], path: Path) -> None:
+    figures = optional_import("matplotlib.figure", "figures")
+    shown = {"truth": truth, **images}
+    figure = figures.Figure(figsize=(3 * len(shown), 3.3), dpi=130, layout="constrained")
+    low, high = truth.array.min(), truth.array.max()
+    for panel, (name, volume) in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
+    ):
+        middle = volume.array[:, :, volume.shape[2] // 2]
+        panel.imshow(middle.T, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="nearest")
+        panel.set_title(name, fontsize=9)
+        panel.set_axis_off()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _say_scan(result: dict[str, Any]) -> None:
+    views, rows, bins = result["shape"]
+    typer.echo(f"{result['scan']}: {views} {result['geometry']}-beam views of {rows} x {bins} bins")
+    if result["starved"]:
+        typer.echo(f"{result['starved']} rays counted no photon; half a photon stands for each")
+
+
+def _say_rows(rows: list[dict[str, Any]]) -> None:
+    columns = ["method", "rmse", "ssim", "edge_rmse", "flat_noise", "seconds"]
+    shown = [
+        [row[c] if isinstance(row[c], str) else "" if row[c] is None else f"{row[c]:.4g}" for c in columns]
+        for row in rows
+    ]
+    table(columns, shown)

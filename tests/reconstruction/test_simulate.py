@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sagittal.core.errors import InputError
+from sagittal.reconstruction.geometry import ConeBeam, ParallelBeam
+from sagittal.reconstruction.line_integrals import line_integrals
+from sagittal.reconstruction.projectors import forward
+from sagittal.reconstruction.scan import attenuation
+from sagittal.reconstruction.simulate import add_noise, fitted_geometry, sampled_integrals, simulate_scan
+from sagittal.volume import Geometry, Volume
+from sagittal.volume.phantoms import Body, Phantom
+
+GRID = Geometry.from_spacing((40, 40, 1), (2, 2, 2), (-39, -39, 0))
+PHANTOM = Phantom(
+    name="ellipses",
+    bodies=(
+        Body(centre=(4, -6, 0), half_sizes=(28, 20, math.inf), density=1.0, turn=0.3),
+        Body(centre=(-4, 5, 0), half_sizes=(8, 6, math.inf), density=0.5),
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "fan"])
+def test_sampled_rays_come_near_the_exact_ones(kind: str) -> None:
+    geometry = fitted_geometry(GRID, kind, 24)
+    exact = line_integrals(PHANTOM, geometry)
+    found = sampled_integrals(attenuation(PHANTOM.rasterise(GRID, 8)), GRID, geometry)
+    assert np.sqrt(np.mean((found - exact) ** 2)) < 0.015 * exact.max()
+
+
+def test_the_other_projector_is_another_one() -> None:
+    geometry = fitted_geometry(GRID, "fan", 24)
+    image = PHANTOM.rasterise(GRID)
+    mu = Volume(attenuation(image), GRID, unit="1/mm")
+    apart = np.abs(sampled_integrals(mu.array, GRID, geometry) - forward(mu, geometry))
+    assert 1e-4 < apart.max() < 0.1
+
+
+def test_sampled_rays_of_a_cone_agree_with_projected_ones() -> None:
+    grid = Geometry.from_spacing((20, 20, 10), (2, 2, 3), (-19, -19, -13.5))
+    smooth = np.exp(-np.sum(grid.index_to_world(np.moveaxis(np.indices(grid.shape), 0, -1)) ** 2, -1) / 40)
+    geometry = fitted_geometry(grid, "cone", 12)
+    assert isinstance(geometry, ConeBeam)
+    found = sampled_integrals(smooth, grid, geometry)
+    assert np.abs(found - forward(Volume(smooth, grid), geometry)).max() < 0.04 * found.max()
+
+
+def test_noise_follows_from_the_seed() -> None:
+    geometry = fitted_geometry(GRID, "parallel", 12)
+    image = PHANTOM.rasterise(GRID)
+    first, again, other = (simulate_scan(image, geometry, photons=1e3, seed=n) for n in (1, 1, 2))
+    assert np.array_equal(first.sinogram, again.sinogram)
+    assert not np.array_equal(first.sinogram, other.sinogram)
+
+
+def test_noise_is_as_large_as_the_scan_says() -> None:
+    geometry = ParallelBeam(angles=tuple(np.linspace(0, 3, 200)), bins=200, bin_width=1.0)
+    for electronic in (0.0, 20.0):
+        scan = add_noise(np.full(geometry.shape, 2.0), geometry, photons=1e4, seed=3, electronic=electronic)
+        said = (1e4 * math.exp(-2) + electronic**2) / (1e4 * math.exp(-2)) ** 2
+        assert scan.sinogram.var() == pytest.approx(said, rel=0.03)
+        assert scan.variance.mean() == pytest.approx(said, rel=0.03)
+
+
+@pytest.mark.parametrize(("photons", "electronic"), [(0.0, 0.0), (math.nan, 0.0), (10.0, -1.0)])
+def test_a_dose_that_cannot_be_is_refused(photons: float, electronic: float) -> None:
+    geometry = fitted_geometry(GRID, "parallel", 2)
+    with pytest.raises(InputError, match="must be a positive number"):
+        add_noise(np.zeros(geometry.shape), geometry, photons=photons, electronic=electronic)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "fan", "cone"])
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_fitted_detector_sees_all_of_the_grid(kind: str, curved: bool) -> None:
+    grid = Geometry.from_spacing((20, 24, 6), (2, 2, 3), (50, 60, 70))
+    geometry = fitted_geometry(grid, kind, 16, curved=curved)
+    seen = forward(Volume(np.ones(grid.shape), grid), geometry)
+    assert seen[:, :, [0, -1]].max() < 0.05 * seen.max()  # nothing reaches the detector's ends
+    if kind == "cone":
+        assert seen[:, [0, -1]].max() < 0.5 * seen.max()
+
+
+def test_an_unknown_geometry_is_refused() -> None:
+    with pytest.raises(InputError, match="got star; expected parallel, fan or cone"):
+        fitted_geometry(GRID, "star", 3)
