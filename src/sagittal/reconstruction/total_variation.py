@@ -132,8 +132,8 @@ def edge_preserving_tv(
         grid: Where the voxels are to lie.
         roughness: As for :func:`tv`; smaller is right here, because edges are not paid for in full.
         first_roughness: That of the first stage's plain total variation; twice ``roughness`` without it.
-        delta: Step between neighbouring voxels that counts as an edge, HU: at it the weight is 1/e; 60 without
-            it and ``edge_share``. 0 takes all weights away, infinity none.
+        delta: Step between neighbouring voxels that counts as an edge, HU: at it the weight is 1/e; 60
+            where neither it nor ``edge_share`` is given. 0 takes all weights away, infinity none.
         edge_share: Instead, the share of voxels above which steps are edges; it must be at least the true
             share, or noise is kept as if it were edges.
         alternating: Compute the weights again every five iterations, instead of once. The energy then changes
