@@ -233,19 +233,19 @@ void edges_at(const T* RESTRICT P, const T* RESTRICT Q, T* RESTRICT E, int64_t f
 }
 
 // The shares of a cone's line v: its lower edge lies at zero + height v.
-template <typename T>
+template <int K, typename T>
 inline void resample_lines(const T* RESTRICT column, T* RESTRICT lines, int64_t from, int64_t to, T zero, T height, T factor, int taps) {
 #pragma GCC ivdep
   for (int64_t v = from; v < to; ++v) {
     const T lo = zero + height * T(int(v)), hi = zero + height * T(int(v) + 1);
     const int c = below(lo + T(0.5));
     T sum = 0;
-    for (int k = 0; k < taps; ++k) sum += overlap(lo, hi, T(c + k) - T(0.5)) * column[c + k];
+    for (int k = 0; k < (K ? K : taps); ++k) sum += overlap(lo, hi, T(c + k) - T(0.5)) * column[c + k];
     lines[v] += factor * sum;
   }
 }
 
-template <typename T>
+template <int K, typename T>
 inline void resample_slices(const T* RESTRICT lines, T* RESTRICT column, int64_t from, int64_t to, T zero, T height, T factor, int lowest,
                             int highest, int taps) {
   const T per = 1 / height, margin = T(0.002);
@@ -256,10 +256,26 @@ inline void resample_slices(const T* RESTRICT lines, T* RESTRICT column, int64_t
     j = j < lowest ? lowest : j;
     j = j > highest ? highest : j;
     T sum = 0;
-    for (int k = 0; k < taps; ++k) sum += overlap(zero + height * T(j + k), zero + height * T(j + k + 1), x) * lines[j + k];
+    for (int k = 0; k < (K ? K : taps); ++k) sum += overlap(zero + height * T(j + k), zero + height * T(j + k + 1), x) * lines[j + k];
     column[z] = factor * sum;
   }
 }
+
+template <int K>
+struct Lines {
+  template <typename T>
+  static void run(const T* column, T* lines, int64_t from, int64_t to, T zero, T height, T factor, int taps) {
+    resample_lines<K>(column, lines, from, to, zero, height, factor, taps);
+  }
+};
+
+template <int K>
+struct Slices {
+  template <typename T>
+  static void run(const T* lines, T* column, int64_t from, int64_t to, T zero, T height, T factor, int lowest, int highest, int taps) {
+    resample_slices<K>(lines, column, from, to, zero, height, factor, lowest, highest, taps);
+  }
+};
 
 }  // namespace
 
@@ -354,7 +370,7 @@ void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, cons
         fresh = false;
       }
       if (fresh) continue;
-      resample_lines(column, sums + u * c.lines, from, to, zero, height, 1 / ((hi - lo) * height), c.taps);
+      unrolled<Lines>(c.taps, (const T*)column, sums + u * c.lines, from, to, zero, height, 1 / ((hi - lo) * height), c.taps);
     }
   }
   const T *scale = s.scales + g.scales, *tilt = c.tilt + g.scales;
@@ -391,7 +407,8 @@ void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t row, const T* cons
       if (bottom >= top) continue;
       const T* given = rays[n] + u * c.lines;
       std::copy(given, given + c.lines, lines);
-      resample_slices(lines, column, bottom, top, zero, height, 1 / ((hi - lo) * height), -int(pad) + 1, int(c.lines), c.back_taps);
+      unrolled<Slices>(c.back_taps, (const T*)lines, column, bottom, top, zero, height, 1 / ((hi - lo) * height), -int(pad) + 1, int(c.lines),
+                       c.back_taps);
       const int i = below(lo + T(0.5));
       for (int k = 0; k < g.taps; ++k) {
         if (i + k < 0 || i + k >= s.pixels) continue;
