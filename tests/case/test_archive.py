@@ -289,6 +289,7 @@ def change(record: dict[str, Any], path: str, value: Any) -> None:
     [
         ("format", "sagittal case archive 2", "another format of archive"),
         ("case.id", "../../x", "no id of a case"),
+        ("case.id", "ab", "no id of a case"),
         ("case.id", 7, "id is of another type; got int"),
         ("case.label", "a\0b", "character NUL"),
         ("case.label", "\ud800", "surrogate"),
@@ -303,6 +304,8 @@ def change(record: dict[str, Any], path: str, value: Any) -> None:
         ("runs.0.findings", [], None),
         ("runs.0.findings", ["0" * 64], "has not the findings that it says it added"),
         ("runs.0.outputs", [7], "artifact has other fields"),
+        ("runs.0.models", {"a": [1]}, "does not name its models by their hashes"),
+        ("runs.0.environment", {"python": {"a": {}}}, "of its environment what cannot be read"),
         ("runs.0.parameters", [], "parameters is of another type"),
         ("runs.0.outputs.0.content", "0" * 64, "does not say every content"),
         ("findings.0.number", 2, "finding 1 has another number"),
@@ -334,6 +337,14 @@ def test_a_record_that_contradicts_itself_is_refused(
             import_archive(store, path)
         return
     refused(target, path, said)
+
+
+def test_a_record_that_unpacks_to_far_more_than_it_is_is_refused_unread(
+    exported: Path, target: Place, tmp_path: Path
+) -> None:
+    bomb = b"[" + b"{}," * (3 << 20) + b"{}]"
+    path = pack(tmp_path / "bad.zip", members(exported) | {"case.json": bomb}, zipfile.ZIP_DEFLATED)
+    refused(target, path, "the record unpacks to far more than it is")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,9 @@ def test_a_link_from_another_site_opens_a_page(browser: TestClient, case_id: str
     assert browser.get(f"/cases/{case_id}", headers=asked).status_code == 200
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "http://[", "ftp://127.0.0.1"]
+)
 def test_a_change_from_another_origin_is_refused(browser: TestClient, origin: str) -> None:
     refused = browser.post("/api/session", json={"name": "B"}, headers={"Origin": origin})
     assert refused.status_code == 403

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sagittal.case.objects import ObjectStore
-from sagittal.core.errors import InputError
+from sagittal.case.record import Artifact
+from sagittal.core.errors import InputError, StorageError
 from sagittal.volume import Geometry, Volume
-from sagittal.workflow.artifacts import Kind, SourceFiles, load, save
+from sagittal.workflow.artifacts import Kind, SourceFiles, load, save, volume_manifest
 
 
 def test_every_kind_comes_back_exactly(tmp_path: Path) -> None:
@@ -42,3 +43,27 @@ def test_every_kind_comes_back_exactly(tmp_path: Path) -> None:
 def test_a_value_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="report.*a text artifact cannot hold this.*dict"):
         save(ObjectStore(tmp_path), "report", Kind.TEXT, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("volume", b"{}"),
+        ("volume", b"no json"),
+        ("volume", b"[]"),
+        ("json", b"[]"),
+        ("files", b"[7]"),
+        ("text", b"\xff"),
+        ("nonsense", b"{}"),
+    ],
+)
+def test_a_content_that_is_not_what_the_record_says_is_named(
+    tmp_path: Path, kind: str, content: bytes
+) -> None:
+    objects = ObjectStore(tmp_path)
+    artifact = Artifact(role="tissue", kind=kind, content=objects.put_bytes(content))
+    with pytest.raises(StorageError, match="tissue: the content is not what the record says it is"):
+        load(objects, artifact)
+    if kind == "volume":
+        with pytest.raises(StorageError, match="tissue"):
+            volume_manifest(objects, artifact)

@@ -233,6 +233,52 @@ def test_a_name_in_an_attribute_that_the_table_leaves_is_taken_out(
     assert dataset.ManufacturerModelName == "Prisma"
 
 
+@pytest.mark.parametrize(
+    ("name", "keyword", "text"),
+    [
+        ("Li^Wei=李^伟", "SequenceName", "李 伟 seq"),
+        ("DOE^JANE", "BodyPartExamined", "DOE JANE"),
+        ("DOE^JANE", "ScanOptions", "JANE"),
+    ],
+)
+def test_short_names_of_other_scripts_and_names_in_codes_are_taken_out(
+    write: Callable[..., Path], tmp_path: Path, name: str, keyword: str, text: str
+) -> None:
+    def hide(dataset: Any, number: int) -> None:
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        dataset.PatientName = name
+        setattr(dataset, keyword, text)
+
+    deidentify(write(hide), tmp_path / "out")
+    assert not _all(tmp_path / "out")[0].get(keyword)
+
+
+@pytest.mark.parametrize(
+    ("keep", "inside"), [([], "1.2.840.10008./../../../escaped"), (["uids"], "/escaped")]
+)
+def test_a_uid_leads_no_file_out_of_the_folder(
+    write: Callable[..., Path], tmp_path: Path, keep: list[str], inside: str
+) -> None:
+    wanted = str(tmp_path) + inside if inside.startswith("/") else inside
+
+    def lead(dataset: Any, number: int) -> None:
+        dataset.StudyInstanceUID = wanted
+
+    originals = write(lead)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    made = deidentify(originals, tmp_path / "a" / "b" / "out", keep=keep)
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert all(path.is_relative_to(tmp_path / "a" / "b" / "out") for path in written)
+    assert len(written) == made.files + 1
+
+
+def test_a_name_in_a_uid_is_taken_out() -> None:
+    pseudonyms = Pseudonyms(b"0" * 32)
+    assert pseudonyms.uid("1.2.840.10008.DOE.JANE.19700101").startswith("2.25.")
+    assert pseudonyms.uid("1.2.840.10008.1.2.1") == "1.2.840.10008.1.2.1"
+    assert pseudonyms.uid("1.2.840.10008.5.1.4.1.1.2") == "1.2.840.10008.5.1.4.1.1.2"
+
+
 def _burned(dataset: Any, number: int) -> None:
     dataset.BurnedInAnnotation = "YES"
 

@@ -36,6 +36,7 @@ __all__ = ["Imported", "Limits", "export_archive", "import_archive", "import_cas
 RECORD = "case.json"
 _MEMBER = re.compile(r"objects/([0-9a-f]{2})/([0-9a-f]{62})\.(bin|npy)")
 _CHUNK = 1 << 20
+_SMALL_RECORD, _RECORD_RATIO = 1 << 22, 40  # JSON takes many times its length in memory
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -61,7 +62,7 @@ class Limits:
     """
 
     members: int = 100_000
-    record: int = 1 << 28
+    record: int = 1 << 26
     total: int = 1 << 36
     small: int = 1 << 30
     ratio: int = 100
@@ -93,7 +94,8 @@ def export_archive(store: CaseStore, case_id: str, path: Path) -> Path:
                     content = store.objects.check(digest)
                     archive.write(content, f"objects/{content.parent.name}/{content.name}")
                 unpacked = sum(member.file_size for member in archive.infolist())
-            if _tight(unpacked, temporary.stat().st_size, Limits()) and compression:
+                dense = _dense(archive.getinfo(RECORD))
+            if (dense or _tight(unpacked, temporary.stat().st_size, Limits())) and compression:
                 continue  # an import would take it for a bomb
         break
     return path
@@ -118,7 +120,6 @@ def import_case(store: CaseStore, path: Path, *, limits: Limits | None = None, w
         ConflictError: The store holds another case of the same id.
         StorageError: The disk is full, read-only or forbidden.
     """
-    limits = limits or Limits()
     path, limits = Path(path), limits or Limits()
     objects = store.objects
     with _members(path, limits) as (archive, members):
@@ -177,6 +178,8 @@ def _harmless(members: list[zipfile.ZipInfo], path: Path, limits: Limits) -> dic
     total, packed = sum(member.file_size for member in members), path.stat().st_size
     if found[RECORD].file_size > limits.record:
         raise _refuse(path, "the record is too large", found[RECORD].file_size, f"at most {limits.record}")
+    if _dense(found[RECORD]):
+        raise _refuse(path, "the record unpacks to far more than it is", found[RECORD].file_size)
     if total > limits.total:
         raise _refuse(path, "the archive is too large, unpacked", total, f"at most {limits.total} bytes")
     if _tight(total, packed, limits):
@@ -186,6 +189,10 @@ def _harmless(members: list[zipfile.ZipInfo], path: Path, limits: Limits) -> dic
 
 def _tight(unpacked: int, packed: int, limits: Limits) -> bool:
     return unpacked > max(limits.small, limits.ratio * packed)
+
+
+def _dense(record: zipfile.ZipInfo) -> bool:
+    return record.file_size > max(_SMALL_RECORD, _RECORD_RATIO * record.compress_size)
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> bytes:

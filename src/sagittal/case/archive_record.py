@@ -19,7 +19,7 @@ __all__ = ["FORMAT", "ArchivedCase", "describe", "parse"]
 
 FORMAT = "sagittal case archive 1"
 
-_CASE_ID = re.compile(r"[0-9a-f]{1,32}")
+_CASE_ID = re.compile(r"[0-9a-f]{12}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = 40
 _SEED = 24
@@ -181,6 +181,11 @@ def _run(value: Any, number: int, uses: Sequence[Any]) -> Run:
     _numbered(value, number, where)
     _length(value["started"], _TIME, f"{where}, started")
     _length(str(value["seed"]), _SEED, f"{where}, seed")
+    if not all(isinstance(sha256, str) for sha256 in value["models"].values()):
+        _refuse(f"{where} does not name its models by their hashes", where)
+    for name, found in value["environment"].items():
+        if not isinstance(found, str | int) and not _texts(found):
+            _refuse(f"{where} says of its environment what cannot be read", ascii(name)[:80])
     for artifact in [*value["inputs"], *value["outputs"]]:
         _fields(artifact, _ARTIFACT, f"{where}, artifact")
     run = replace(
@@ -270,6 +275,10 @@ def _numbered(value: Mapping[str, Any], number: int, where: str) -> None:
 def _length(text: str, most: int, where: str) -> None:
     if len(text) > most:
         _refuse(f"{where} is too long", len(text), f"at most {most} characters")
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import StorageError
-from sagittal.core.files import atomic_path, storage_errors
+from sagittal.core.files import atomic_path, sha256_file, storage_errors
 from sagittal.core.provenance import hash_array
 
 __all__ = ["ObjectStore", "check_file"]
@@ -151,6 +151,13 @@ def _read_bytes(path: Path, digest: str) -> bytes:
     return content
 
 
+def _check_bytes(path: Path, digest: str) -> None:
+    """Compare without taking the content into memory: what an archive holds may be large."""
+    with storage_errors(path):
+        found = sha256_file(path)
+    _compare(path, digest, found)
+
+
 def _read_array(path: Path, digest: str) -> NDArray[Any]:
     try:
         with storage_errors(path), path.open("rb") as stream:
@@ -182,4 +189,4 @@ def _compare(path: Path, wanted: str, found: str) -> None:
         raise StorageError("the content on disk has changed", source=path, value=found, expected=wanted)
 
 
-_READERS: dict[str, Callable[[Path, str], object]] = {".bin": _read_bytes, ".npy": _read_array}
+_READERS: dict[str, Callable[[Path, str], object]] = {".bin": _check_bytes, ".npy": _read_array}

@@ -333,6 +333,7 @@ class CaseStore:
             known = mark.read_text(encoding="utf-8").strip() if mark.is_file() else None
             if known is None and not self.read_only:
                 mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.parent.chmod(0o700)  # its owner's alone
                 write_text(mark, f"{self.id}\n")
                 known = self.id
         if known is not None and known != self.id:

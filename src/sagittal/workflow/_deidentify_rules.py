@@ -51,9 +51,9 @@ _IDENTIFIERS = (
     "AccessionNumber ReferringPhysicianName PerformingPhysicianName OperatorsName IssuerOfPatientID"
 ).split()
 _DATES = {"DA", "DT", "TM"}
-_TEXTS = {"LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT", "AE"}
+_TEXTS = {"CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT", "AE"}
 _KEPT_UIDS = {"CodingSchemeUID", "ContextUID", "MappingResourceUID"}
-_STANDARD = "1.2.840.10008."  # what the standard itself names: classes, transfer syntaxes
+_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.4(\.[1-9][0-9]{0,4}){1,6}")  # also one newer than pydicom
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Pseudonyms:
 
     def uid(self, old: str) -> str:
         """Return a UID under 2.25, as PS3.5 annex B.2 makes one of a 128-bit number."""
-        if not old or old.startswith(_STANDARD):
+        if not old or old in optional_import("pydicom.uid").UID_dictionary or _CLASS.fullmatch(old):
             return old
         digest = bytearray(self._digest("uid", old)[:16])
         digest[6] = digest[6] & 0x0F | 0x40  # as a random UUID has them
@@ -219,7 +219,10 @@ def _keyword(tag: Any) -> str:
 
 
 def identifying_words(dataset: Any) -> list[str]:
-    """Return words of three letters or more in names and identifiers; of a name each part by itself."""
+    """Return words of names and identifiers, of a name each part by itself.
+
+    One or two letters of ASCII are left out: they would be found in almost any text.
+    """
     found: set[str] = set()
     for keyword in _IDENTIFIERS:
         value = dataset.get(keyword)
@@ -228,4 +231,4 @@ def identifying_words(dataset: Any) -> list[str]:
         many: Iterable[Any] = value if not isinstance(value, str) and hasattr(value, "append") else [value]
         for one in many:
             found.update(re.split(r"[\^=\s\\,;]+", str(one)))
-    return sorted((word for word in found if len(word) > 2), key=len, reverse=True)
+    return sorted((word for word in found if len(word) > 2 or not word.isascii()), key=len, reverse=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from sagittal.case.objects import ObjectStore
 from sagittal.case.record import Artifact
-from sagittal.core.errors import InputError
+from sagittal.core.errors import InputError, SagittalError, StorageError
 from sagittal.core.provenance import canonical_json
 from sagittal.volume import Geometry, Volume
 
@@ -57,14 +58,35 @@ def save(objects: ObjectStore, role: str, kind: Kind, value: Any) -> Artifact:
 
 def load(objects: ObjectStore, artifact: Artifact) -> Any:
     """Return the value that an artifact names; its content is checked against its hash."""
-    _, _, decode = _CODECS[Kind(artifact.kind)]
-    return decode(objects, objects.get_bytes(artifact.content))
+    with _readable(artifact):
+        _, _, decode = _CODECS[Kind(artifact.kind)]
+        return decode(objects, objects.get_bytes(artifact.content))
 
 
 def volume_manifest(objects: ObjectStore, artifact: Artifact) -> dict[str, Any]:
     """Return what is known of a volume without its arrays: classes, geometry, unit, facts, hashes."""
-    manifest: dict[str, Any] = json.loads(objects.get_bytes(artifact.content))
-    return manifest
+    with _readable(artifact):
+        manifest: dict[str, Any] = json.loads(objects.get_bytes(artifact.content))
+        return {name: manifest[name] for name in _VOLUME}
+
+
+@contextlib.contextmanager
+def _readable(artifact: Artifact) -> Iterator[None]:
+    """Name the artifact whose content is not what the record says it is, as that of an import may be."""
+    try:
+        yield
+    except SagittalError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise StorageError(
+            "the content is not what the record says it is",
+            source=artifact.role,
+            value=type(error).__name__,
+            expected=f"a {artifact.kind}",
+        ) from error
+
+
+_VOLUME = ("array", "variance", "probabilities", "classes", "geometry", "unit", "facts")
 
 
 class _Kept:
@@ -83,6 +105,13 @@ class _Kept:
     def _note(self, digest: str) -> str:
         self.digests[digest] = None
         return digest
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise TypeError("no object")
+    return found
 
 
 def _encode_files(objects: _Kept, value: SourceFiles) -> bytes:
@@ -132,6 +161,6 @@ _CODECS: dict[Kind, tuple[type, _Encode, _Decode]] = {
     Kind.JSON: (
         dict,
         lambda _, value: canonical_json(value).encode(),
-        lambda _, content: json.loads(content),
+        lambda _, content: _object(content),
     ),
 }

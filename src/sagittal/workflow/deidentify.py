@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -269,15 +270,16 @@ def _code(value: str, meaning: str) -> Any:
 
 
 def _write(dataset: Any, folder: Path, number: int) -> None:
-    place = (
-        folder
-        / str(dataset.get("StudyInstanceUID") or "none")
-        / str(dataset.get("SeriesInstanceUID") or "none")
-    )
+    place = folder / _folder(dataset.get("StudyInstanceUID")) / _folder(dataset.get("SeriesInstanceUID"))
     place.mkdir(parents=True, exist_ok=True)
     index = str(dataset.get("InstanceNumber") or "")
     ordered = f"{int(index):08d}" if index.isdecimal() else "00000000"
     dataset.save_as(place / f"{ordered}-{number:08d}", enforce_file_format=True)
+
+
+def _folder(uid: object) -> str:
+    """Return a name that leads nowhere else, whatever stands in the file."""
+    return hashlib.sha256(str(uid or "").encode()).hexdigest()
 
 
 def _name_again(folder: Path) -> None:

@@ -26,7 +26,7 @@ Who = Annotated[str, Depends(_who)]
 
 
 def signed(session_name: str, given: str | None) -> str:
-    """Return who signs: the session's name where it has one, so that nobody signs as somebody else.
+    """Return who signs: the session's name where it has one. That a session was named is audited.
 
     Raises:
         Problem: The given name cannot be used.

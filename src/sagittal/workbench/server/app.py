@@ -49,7 +49,12 @@ def create_app(settings: ServerSettings) -> FastAPI:
         yield
         desk.close()
 
-    guard = Middleware(Guard, settings=settings, sessions=Sessions(settings.session_hours))
+    guard = Middleware(
+        Guard,
+        settings=settings,
+        sessions=Sessions(settings.session_hours),
+        note_sign_in=lambda: desk.store.audit("sign-in", who=""),
+    )
     app = FastAPI(
         title=_TITLE,
         version=__version__,

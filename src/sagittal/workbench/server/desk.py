@@ -255,6 +255,8 @@ class Desk:
         contents = {role: upload.contents(role) for role in ("t1", "ct", "record") if role in upload.files}
         if not contents:
             raise Problem(422, "no file was given", expected="a T1 image, a CT slice or a record")
+        if len(contents.get("record", ())) > 1:
+            raise Problem(422, "a record is one file", source="record", expected="one file")
         for name, content in contents.get("record", ()):
             decode_record(content, encoding=encoding, source=name)
         case_id = self.store.create_case(upload.fields.get("label", "").strip() or "case", who=who)

@@ -14,11 +14,13 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -120,10 +122,18 @@ class Guard:
         app: What is guarded.
         settings: Token, hosts, proxies and limits.
         sessions: The open sessions.
+        note_sign_in: Called when a browser was given a session.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        sessions: Sessions,
+        note_sign_in: Callable[[], None],
+    ) -> None:
         self._app = app
+        self._note_sign_in = note_sign_in
         self._settings = settings
         self._sessions = sessions
 
@@ -139,6 +149,7 @@ class Guard:
         try:
             self._check_host(scope)
             if (redirect := self._signed_in(scope)) is not None:
+                await run_in_threadpool(self._note_sign_in)
                 await redirect(scope, receive, answered)
                 return
             asks_csrf = self._identify(scope)
@@ -166,6 +177,8 @@ class Guard:
 
         try:
             await self._app(scope, receive, noting)
+        except ClientDisconnect:  # nobody is left to be told
+            return
         except Exception as error:
             frames = "".join(traceback.format_tb(error.__traceback__))
             route = getattr(scope.get("route"), "path", "no route")
@@ -238,7 +251,7 @@ class Guard:
     async def _check_forgery(self, scope: Scope, receive: Receive) -> Receive:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and not _same_place(origin, headers.get("host", "")):
             raise Problem(403, "another site asked for this", value=origin[:100])
         given = headers.get(CSRF_HEADER)
         if given is None:
@@ -256,6 +269,14 @@ class Guard:
         if path.endswith("/correction"):
             return self._settings.largest_correction
         return self._settings.largest_json
+
+
+def _same_place(origin: str, host: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and parts.netloc == host
 
 
 def clean_name(name: str) -> str:

@@ -74,6 +74,8 @@ class ServedVolumes:
         path = self.folder / f"{name}.nii.gz"
         with self._lock:
             lock = self._locks.setdefault(name, threading.Lock())
+        with storage_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with lock:  # two requests for one volume make it once
             if not path.is_file():
                 volume = make()

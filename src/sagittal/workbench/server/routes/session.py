@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from sagittal import __version__
+from sagittal.workbench.server.access import Here
 from sagittal.workbench.server.models import HealthModel, NameModel, SessionModel
 from sagittal.workbench.server.problems import Problem, problems
 from sagittal.workbench.server.security import COOKIE, Session, clean_name
@@ -27,12 +28,14 @@ def session(request: Request) -> SessionModel:
 
 
 @router.post("/session", responses=problems(409))
-def name(request: Request, named: NameModel) -> SessionModel:
+def name(request: Request, here: Here, named: NameModel) -> SessionModel:
     """Give the reader's name, which verdicts of this browser are signed with from then on."""
     held: Session | None = request.state.session
     if held is None:
         raise Problem(409, "there is no session to name", expected="a browser that signed in with a token")
-    held.name = clean_name(named.name)
+    before, held.name = held.name, clean_name(named.name)
+    if held.name != before:
+        here.store.audit("name-session", who=held.name, detail={"before": before})
     return SessionModel(name=held.name, csrf=held.csrf)
 
 
