@@ -60,10 +60,11 @@ def outline(session: Session, case_id: str) -> Case:
 
 def whole_case(session: Session, case_id: str) -> Case:
     """Return a case with all its runs, findings and events."""
+    case = outline(session, case_id)
     found = session.scalars(select(FindingRow).filter_by(case_id=case_id).order_by(FindingRow.number))
     events = _events(session, case_id)
     findings = tuple(finding_of(finding, events.get(finding.number, [])) for finding in found)
-    return replace(outline(session, case_id), findings=findings)
+    return replace(case, findings=findings)
 
 
 def one_finding(session: Session, case_id: str, number: int) -> Finding:
