@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from sagittal.case.objects import ObjectStore
+from sagittal.case.objects import ObjectStore, check_file
 from sagittal.core.errors import StorageError
 from sagittal.core.provenance import hash_array
 
@@ -70,6 +72,33 @@ def test_changed_content_is_named(objects: ObjectStore) -> None:
     for digest, get in digests.items():
         with pytest.raises(StorageError, match=f"{digest[2:]}.*has changed; got .*; expected {digest}"):
             get(digest)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(300_000, dtype=np.int64).reshape(3, -1),
+        np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+        np.arange(5, dtype=">f4"),
+        np.array(7, dtype=np.uint8),
+        np.zeros((0, 3), dtype=bool),
+    ],
+    ids=["large", "fortran", "big-endian", "scalar", "empty"],
+)
+@pytest.mark.parametrize("by_numpy", [False, True])
+def test_an_array_is_compared_as_it_lies(
+    objects: ObjectStore, tmp_path: Path, array: NDArray[Any], by_numpy: bool
+) -> None:
+    digest = hash_array(array)
+    path = tmp_path / "lying.npy"
+    if by_numpy:
+        np.save(path, array)
+    else:
+        objects.put_array(array)
+        path.write_bytes(objects.check(digest).read_bytes())
+    check_file(path, digest)
+    with pytest.raises(StorageError, match="changed"):
+        check_file(path, "0" * 64)
 
 
 @pytest.mark.parametrize("length", [0, 5, 60, 128, 500])
