@@ -113,34 +113,29 @@ class Projector:
         if self.kernel not in known:
             raise InputError("this kernel does not run here", value=self.kernel, expected=", ".join(known))
         self._up = check_grid(geometry, grid)
+        self._down = self._up < 0 and isinstance(geometry, ConeBeam)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of a sinogram: views, rows, bins."""
         return self.geometry.shape
 
-    def forward(self, image: NDArray[Any]) -> NDArray[Any]:
+    def forward(self, image: NDArray[Any], views: slice = slice(None)) -> NDArray[Any]:
         """Return the line integrals of an image, shape (views, rows, bins), in the image's unit times mm.
 
         Args:
             image: Shape of the grid.
+            views: Those that are computed, neighbours; all without it.
         """
         image = self._checked(image, self.grid.shape, "an image")
+        first, last, _ = views.indices(self.shape[0])
+        shape = (last - first, *self.shape[1:])
         if self.kernel == REFERENCE:
-            return self._by_matrix(image, self._matrix, self.geometry.shape)
-        views, rows, bins = self.geometry.shape
-        if isinstance(self.geometry, ConeBeam):
-            rays = np.zeros((views * bins, rows), self.dtype)
-            for second, sweep in self._sweeps:
-                _native.project_cone(self.kernel, self.threads, sweep, image, second, rays)
-            rays = rays.reshape(views, bins, rows)[:, :, :: self._up]
-            return np.ascontiguousarray(rays.transpose(0, 2, 1))
-        found = np.zeros((rows, views, bins), self.dtype)
-        for row in range(rows):
-            for second, sweep in self._sweeps:
-                plane = np.ascontiguousarray(image[:, :, row].T if second else image[:, :, row])
-                _native.project(self.kernel, self.threads, sweep, plane, found[row].reshape(-1))
-        return np.ascontiguousarray(found.transpose(1, 0, 2))
+            return self._by_matrix(image, self._rows(first, last), shape)
+        rays = np.zeros(shape, self.dtype)
+        for second, sweep in self._sweeps:
+            _native.project(self.kernel, self.threads, sweep, image, second, first, self._down, rays)
+        return rays
 
     def back(self, sinogram: NDArray[Any]) -> NDArray[Any]:
         """Return the transpose applied to a sinogram: an image of the grid's shape.
@@ -148,23 +143,33 @@ class Projector:
         Args:
             sinogram: Shape (views, rows, bins).
         """
-        sinogram = self._checked(sinogram, self.geometry.shape, "a sinogram")
-        if self.kernel == REFERENCE:
-            return self._by_matrix(sinogram, self._matrix.T, self.grid.shape)
-        rows = self.geometry.rows
         image = np.zeros(self.grid.shape, self.dtype)
-        if isinstance(self.geometry, ConeBeam):
-            lines = np.ascontiguousarray(sinogram[:, :: self._up].transpose(0, 2, 1)).reshape(-1, rows)
-            for second, sweep in self._sweeps:
-                _native.spread_cone(self.kernel, self.threads, sweep, lines, second, image)
-            return image
-        for row in range(rows):
-            rays = np.ascontiguousarray(sinogram[:, row]).reshape(-1)
-            for second, sweep in self._sweeps:
-                plane = np.empty(self.grid.shape[1::-1] if second else self.grid.shape[:2], self.dtype)
-                _native.spread(self.kernel, self.threads, sweep, rays, plane)
-                image[:, :, row] += plane.T if second else plane
+        self.add_back(self._checked(sinogram, self.geometry.shape, "a sinogram"), image)
         return image
+
+    def add_back(
+        self, sinogram: NDArray[Any], image: NDArray[Any], *, first: int = 0, factor: float = 1.0
+    ) -> None:
+        """Add the transpose, applied to some views, to an image.
+
+        Args:
+            sinogram: Shape (views, rows, bins), of neighbouring views.
+            image: Shape of the grid, contiguous, in the projector's dtype.
+            first: The first of the views.
+            factor: What is added is multiplied by it.
+        """
+        rays = self._checked(sinogram, (len(sinogram), *self.shape[1:]), "a sinogram")
+        if self.kernel == REFERENCE:
+            matrix = self._rows(first, first + len(rays)).T
+            image += self.dtype.type(factor) * self._by_matrix(rays, matrix, self.grid.shape)
+            return
+        for second, sweep in self._sweeps:
+            _native.spread(self.kernel, self.threads, sweep, rays, second, first, self._down, factor, image)
+
+    def _rows(self, first: int, last: int) -> Any:
+        rays = math.prod(self.shape[1:])
+        whole = last - first == self.shape[0]
+        return self._matrix if whole else self._matrix[first * rays : last * rays]
 
     def _checked(self, values: NDArray[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
         if values.shape != shape:
