@@ -232,7 +232,7 @@ class _Group:
                 row[: len(given)] = given
             return torch.as_tensor(values, dtype=of.dtype, device=of.device)
 
-        def numbers(values: list[Any], dtype: torch.dtype) -> Tensor:
+        def numbers(values: Any, dtype: torch.dtype) -> Tensor:
             return torch.as_tensor(np.asarray(values), dtype=dtype, device=of.device)
 
         self._P = table([s.P for s in segments], self.bins + 1, _FAR)[:, None]
@@ -381,7 +381,7 @@ def _by_pixels(each: Tensor, sweep: _Sweep, group: _Group, edges: Tensor) -> Ten
     index = (at + line * (bins + 1 + taps)).flatten()
     edge = at
     last = edges.gather(2, edge).clamp(low, low + 1)
-    found = None
+    found: Tensor | None = None
     for _ in range(taps):
         edge = edge + 1
         following = edges.gather(2, edge).clamp(low, low + 1)
