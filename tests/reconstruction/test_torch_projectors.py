@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sagittal.core.errors import GeometryError, InputError
+from sagittal.reconstruction import Scan, Solver, reconstruct
 from sagittal.reconstruction.projectors import REFERENCE, Projector
+from sagittal.volume.phantoms import WATER_PER_MM
 from scanners import SCANNERS, a_grid, a_pair
 
 torch = pytest.importorskip("torch")
@@ -102,3 +104,37 @@ def test_integers_are_refused() -> None:
 def test_a_device_that_is_not_here_is_refused() -> None:
     with pytest.raises(InputError, match="device: torch has no such device here; got abacus"):
         TorchProjector(SCANNERS["fan-flat"], a_grid(), device="abacus")
+
+
+@device
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_projector_computes_on_a_device_what_it_does_on_the_processor(device: str, dtype: Any) -> None:
+    geometry, grid = SCANNERS["helix"], a_grid()
+    x, y = a_pair(geometry, grid)
+    here, there = (
+        Projector(geometry, grid, dtype=dtype),
+        Projector(geometry, grid, dtype=dtype, device=device),
+    )
+    for found, expected in ((there.forward(x), here.forward(x)), (there.back(y), here.back(y))):
+        assert found.dtype == dtype
+        assert np.abs(found - expected).max() <= (5e-6 if dtype == np.float32 else 1e-12) * expected.max()
+
+
+def test_a_kernel_of_the_processor_is_refused_on_a_device() -> None:
+    with pytest.raises(InputError, match="does not run here; got reference; expected none beside a device"):
+        Projector(SCANNERS["fan-flat"], a_grid(), kernel=REFERENCE, device="cpu")
+
+
+@device
+@pytest.mark.parametrize("method", ["sirt", "cgls", "ordered-subsets", "tv"])
+def test_iterative_methods_reconstruct_on_a_device_as_on_the_processor(device: str, method: str) -> None:
+    geometry, grid = SCANNERS["fan-flat"], a_grid()
+    scan = Scan(Projector(geometry, grid).forward(a_pair(geometry, grid)[0] * WATER_PER_MM), geometry, 1e4)
+    images = []
+    for place in (None, device):
+        if method == "tv":
+            options: dict[str, Any] = {"solver": Solver(iterations=8, device=place)}
+        else:
+            options = {"iterations": 4, "device": place}
+        images.append(reconstruct(scan, grid, method, **options).volume.array)
+    assert np.abs(images[0] - images[1]).max() < 0.5  # HU, of a thousand

@@ -35,7 +35,8 @@ import numpy as np
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.optional import optional_import
 from sagittal.reconstruction.geometry import ScanGeometry, geometry_from_json, geometry_to_json
-from sagittal.reconstruction.projectors import Projector, check_grid
+from sagittal.reconstruction.projectors import Projector
+from sagittal.reconstruction.segments import check_grid
 from sagittal.reconstruction.torch_projectors import TorchProjector
 from sagittal.volume import Geometry
 

@@ -57,6 +57,8 @@ class Solver:
         coarse_iterations: At most so many on each of them.
         dtype: float32, or float64 to look closely.
         threads: How many; they change no bit.
+        device: Where scans are projected, as for :class:`~sagittal.reconstruction.projectors.Projector`; the
+            proximal step is the processor's.
     """
 
     iterations: int = 150
@@ -66,6 +68,7 @@ class Solver:
     coarse_iterations: int = 40
     dtype: str = "float32"
     threads: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         require_iterations(self.iterations)
@@ -319,7 +322,9 @@ class _Task:
     ) -> _State:
         solver, rays, weights = self.solver, self.rays, self.weights
         dtype = rays.dtype
-        projector = Projector(self.scan.geometry, grid, dtype=dtype, threads=solver.threads)
+        projector = Projector(
+            self.scan.geometry, grid, dtype=dtype, threads=solver.threads, device=solver.device
+        )
         curvature = curvature_bound(projector, weights)
         image = np.maximum(image, 0).astype(dtype)
         dual = variation.start(dtype)
