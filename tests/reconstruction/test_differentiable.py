@@ -11,6 +11,7 @@ from sagittal.core.errors import GeometryError, InputError
 from sagittal.reconstruction import ParallelBeam, Projector
 from sagittal.reconstruction.geometry import subset
 from sagittal.reconstruction.line_integrals import line_integrals
+from sagittal.reconstruction.projectors import REFERENCE, projector_kernels
 from sagittal.volume import Geometry
 from sagittal.volume.phantoms import WATER_PER_MM
 from sagittal.volume.standard_phantoms import random_regions
@@ -19,11 +20,15 @@ from scanners import SCANNERS, a_grid, a_pair
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
+from sagittal.reconstruction import differentiable  # noqa: E402
 from sagittal.reconstruction.differentiable import Projection, back, forward  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = ("parallel", "fan-flat", "fan-curved", "cone", "helix")
+needs_extension = pytest.mark.skipif(
+    projector_kernels()[-1] == REFERENCE, reason="the extension is not built"
+)
 kinds = pytest.mark.parametrize("name", KINDS)
 
 
@@ -71,6 +76,7 @@ def test_the_derivative_of_one_is_the_other(name: str) -> None:
     assert torch.equal(slope, forward(x, geometry, grid))
 
 
+@needs_extension
 @kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_on_a_cpu_the_projector_computes(name: str, dtype: Any) -> None:
@@ -81,6 +87,41 @@ def test_on_a_cpu_the_projector_computes(name: str, dtype: Any) -> None:
     assert np.array_equal(back(y, geometry, grid).numpy(), projector.back(y.numpy()))
 
 
+@pytest.fixture
+def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As where the package was built without a compiler."""
+    monkeypatch.setattr(differentiable, "projector_kernels", lambda: (REFERENCE,))
+    differentiable._projector.cache_clear()
+    yield
+    differentiable._projector.cache_clear()
+
+
+@pytest.mark.usefixtures("without_extension")
+@kinds
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+        ),
+    ],
+)
+def test_without_the_extension_or_on_a_device_torch_computes(device: str, name: str) -> None:
+    geometry, grid = small(name)
+    x, y = (each.detach().to(device).requires_grad_() for each in draws(geometry, grid, 2))
+    (slope,) = torch.autograd.grad(forward(x, geometry, grid), x, y)
+    assert torch.equal(slope, back(y, geometry, grid))
+    projector = Projector(geometry, grid, dtype=np.float64, kernel=REFERENCE)
+    for ahead, behind, image, rays in zip(forward(x, geometry, grid), slope, x, y, strict=True):
+        expected = projector.forward(image.detach().cpu().numpy())
+        assert ahead.detach().cpu().numpy() == pytest.approx(expected, abs=1e-12 * expected.max())
+        expected = projector.back(rays.detach().cpu().numpy())
+        assert behind.cpu().numpy() == pytest.approx(expected, abs=1e-12 * expected.max())
+
+
+@needs_extension
 def test_a_tensor_is_read_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     geometry, grid = SCANNERS["fan-flat"], a_grid()
     seen = []
@@ -138,6 +179,14 @@ def test_compiled_functions_compute_the_same() -> None:
     compiled = torch.compile(loss, backend="aot_eager")
     found, expected = (torch.autograd.grad(function(x), x)[0] for function in (compiled, loss))
     torch.testing.assert_close(found, expected)
+
+
+def test_an_exported_layer_computes_the_same() -> None:
+    geometry, grid = small("cone")
+    x = draws(geometry, grid, 2)[0].detach()
+    layer = Projection(geometry, grid)
+    exported = torch.export.export(layer, (x,))
+    assert torch.equal(exported.module()(x + 1), layer(x + 1))
 
 
 def test_vmap_over_any_axis_is_a_batch() -> None:

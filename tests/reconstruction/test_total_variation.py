@@ -14,12 +14,9 @@ from sagittal.reconstruction.scan import Scan, attenuation
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.reconstruction.total_variation import (
     Solver,
-    carried_over,
-    curvature_bound,
     directional_tv,
     edge_preserving_tv,
     edge_threshold,
-    halved,
     tv,
 )
 from sagittal.reconstruction.variation import gradient_length
@@ -173,27 +170,6 @@ def test_without_a_dose_the_noise_is_taken_from_neighbouring_rays() -> None:
     assert error(found.volume) < 0.6 * error(fbp(SCAN, GRID))
 
 
-def test_the_curvature_is_bounded_and_not_by_much() -> None:
-    projector = Projector(SMALL_SCANNER, SMALL, dtype=np.float64)
-    weights = 1 / SMALL_SCAN.variance
-    matrix = system_matrix(SMALL_SCANNER, SMALL).toarray()
-    largest = np.linalg.eigvalsh(matrix.T @ (weights.reshape(-1)[:, None] * matrix))[-1]
-    assert largest <= curvature_bound(projector, weights) < 1.3 * largest
-
-
-def test_a_halved_grid_lies_in_the_same_place() -> None:
-    grid = Geometry.from_spacing((8, 7, 4), (1, 2, 3), (10, 20, 30))
-    half = halved(grid, slices=False)
-    assert half.shape == (4, 4, 4)
-    assert half.spacing == (2, 4, 3)
-    assert half.index_to_world((0, 0, 0)).tolist() == [10.5, 21.0, 30.0]
-    ramp = np.broadcast_to(
-        half.index_to_world(np.moveaxis(np.indices(half.shape), 0, -1))[..., 0], half.shape
-    )
-    fine = carried_over(np.array(ramp), grid)
-    assert fine[1:-1, 0, 0] == pytest.approx(grid.index_to_world([[i, 0, 0] for i in range(8)])[1:-1, 0])
-
-
 def test_an_edge_share_is_turned_into_the_step_it_is_above() -> None:
     image = attenuation(TRUTH)
     threshold = edge_threshold(image, GRID, 0.1)
@@ -216,12 +192,3 @@ def test_an_edge_share_is_turned_into_the_step_it_is_above() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         edge_preserving_tv(SCAN, GRID, **options)
-
-
-def test_a_solver_that_cannot_be_is_refused() -> None:
-    with pytest.raises(InputError, match="no iterations"):
-        Solver(iterations=0)
-    with pytest.raises(InputError, match="two dtypes"):
-        Solver(dtype="float16")
-    with pytest.raises(InputError, match="tolerance is out of range"):
-        Solver(tolerance=-1)

@@ -16,11 +16,11 @@ from the sinograms ``y`` of known images ``x`` and the ``ramp``, in the order of
         loss.backward()
         optimiser.step()
 
-On a CPU the extension's kernels compute, on tensors' own memory where that lies in order; on any other
-device :class:`~sagittal.reconstruction.torch_projectors.TorchProjector`, which has never yet run on a GPU.
-Both are operators of torch (``torch.ops.sagittal.project`` and ``spread``) that ``torch.compile``,
-``torch.export``, ``torch.func.vmap``, autocast (they compute in float32 there) and derivatives of any order
-know; derivatives go backward only, not by ``torch.func.jvp``.
+On a CPU the extension's kernels compute, on tensors' own memory where that lies in order. Without the
+extension, and on any other device, :class:`~sagittal.reconstruction.torch_projectors.TorchProjector` does,
+which has never yet run on a GPU. Both are operators of torch (``torch.ops.sagittal.project``, ``spread``)
+that ``torch.compile``, ``torch.export``, ``torch.func.vmap``, autocast (they compute in float32 there) and
+derivatives of any order know; derivatives go backward only, not by ``torch.func.jvp``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.optional import optional_import
 from sagittal.reconstruction.geometry import ScanGeometry, geometry_from_json, geometry_to_json
-from sagittal.reconstruction.projectors import Projector
+from sagittal.reconstruction.projectors import REFERENCE, Projector, projector_kernels
 from sagittal.reconstruction.segments import check_grid
 from sagittal.reconstruction.torch_projectors import TorchProjector
 from sagittal.volume import Geometry
@@ -131,7 +131,7 @@ def _read(setup: str) -> tuple[ScanGeometry, Geometry]:
 @functools.lru_cache(_KEPT)
 def _projector(setup: str, dtype: torch.dtype, device: torch.device) -> Projector | TorchProjector:
     geometry, grid = _read(setup)
-    if device.type == "cpu":
+    if device.type == "cpu" and projector_kernels()[-1] != REFERENCE:
         return Projector(geometry, grid, dtype=np.float64 if dtype == torch.float64 else np.float32)
     return TorchProjector(geometry, grid, dtype=dtype, device=device)
 

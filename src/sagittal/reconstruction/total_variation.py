@@ -6,30 +6,22 @@ delta)^2)`` lowers the price of edges (Tian, Jia, Yuan, Pan and Jiang, Physics i
 56:5949, 2011; the paper gives the idea, an independent code the weight). With weights per axis inside the
 root it is the adaptive-weighted total variation of Liu, Ma, Fan and Liang (2012).
 
-[inference: the solver is ours. For frozen weights the problem is convex, so the default has two stages:
-weights are computed once, from the image of plain total variation. FISTA starts again when the energy
-would rise; such a step is not taken, so energies never rise. Steps follow from a bound on the curvature
-that positive matrices give.]
+[inference: for frozen weights the problem is convex, so the default has two stages: weights are computed
+once, from the image of plain total variation.]
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.reconstruction.descent import Descent, Solver, carried_over, halved, minimise
 from sagittal.reconstruction.geometry import ConeBeam
-from sagittal.reconstruction.iterative import (
-    Reconstruction,
-    Report,
-    begin,
-    require_iterations,
-    silent,
-)
+from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.variation import Variation, differences, gradient_length
@@ -38,45 +30,8 @@ from sagittal.volume.phantoms import WATER_PER_MM
 
 __all__ = ["Solver", "directional_tv", "edge_preserving_tv", "edge_threshold", "tv"]
 
-_MOMENTUM = 6.0
-"""That of ten steps: less says little about how far the end is."""
-
 _SMALLEST_LEVEL = 64
 """Voxels along an axis below which no coarser grid is begun with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solver:
-    """How the energy is made small.
-
-    Attributes:
-        iterations: At most so many on the finest grid, in each stage.
-        tolerance: Two images in turn that differ by less, relatively, are near the end.
-        inner: Iterations of the proximal step.
-        levels: Grids of half, a quarter, ... as many voxels that are begun with; 0 for none.
-        coarse_iterations: At most so many on each of them.
-        dtype: float32, or float64 to look closely.
-        threads: How many; they change no bit.
-        device: Where scans are projected, as for :class:`~sagittal.reconstruction.projectors.Projector`; the
-            proximal step is the processor's.
-    """
-
-    iterations: int = 150
-    tolerance: float = 3e-4
-    inner: int = 10
-    levels: int = 2
-    coarse_iterations: int = 40
-    dtype: str = "float32"
-    threads: int | None = None
-    device: str | None = None
-
-    def __post_init__(self) -> None:
-        require_iterations(self.iterations)
-        require_iterations(self.inner)
-        if self.dtype not in ("float32", "float64"):
-            raise InputError("iterations are computed in two dtypes", source="dtype", value=self.dtype)
-        if not 0 <= self.tolerance < 1:
-            raise InputError("the tolerance is out of range", source="tolerance", value=self.tolerance)
 
 
 def tv(
@@ -236,14 +191,6 @@ def edge_threshold(image: NDArray[Any], grid: Geometry, edge_share: float | None
     return float(np.quantile(within, 1 - (edge_share or 0.0)))
 
 
-@dataclass
-class _State:
-    image: NDArray[Any]
-    energies: list[float]
-    stopped: str
-    squares: float  # of the residual, by its variance
-
-
 class _Task:
     """One scan to be explained on one grid, at one price of variation."""
 
@@ -274,7 +221,7 @@ class _Task:
 
     def solve(
         self, variation: Variation, start: NDArray[Any] | None, *, iterations: int | None = None
-    ) -> _State:
+    ) -> Descent:
         image = begin(self.grid, start) if start is not None else self._coarse()
         return self._minimise(
             self.grid,
@@ -285,7 +232,7 @@ class _Task:
             self.solver.tolerance,
         )
 
-    def result(self, state: _State) -> Reconstruction:
+    def result(self, state: Descent) -> Reconstruction:
         facts = {"method": self.name, "roughness": self.roughness, "iterations": len(state.energies)}
         known = self.scan.photons is not None
         return Reconstruction(
@@ -319,102 +266,23 @@ class _Task:
         price: float,
         iterations: int,
         tolerance: float,
-    ) -> _State:
-        solver, rays, weights = self.solver, self.rays, self.weights
-        dtype = rays.dtype
+    ) -> Descent:
+        solver = self.solver
         projector = Projector(
-            self.scan.geometry, grid, dtype=dtype, threads=solver.threads, device=solver.device
+            self.scan.geometry, grid, dtype=solver.dtype, threads=solver.threads, device=solver.device
         )
-        curvature = curvature_bound(projector, weights)
-        image = np.maximum(image, 0).astype(dtype)
-        dual = variation.start(dtype)
-        shadow = projector.forward(image)
-
-        def squares_of(shadow: NDArray[Any]) -> float:
-            residual = (shadow - rays).astype(np.float64)
-            return float(np.vdot(residual, weights * residual))
-
-        squares = squares_of(shadow)
-        energy = squares / 2 + price * variation.value(image)
-        ahead, ahead_shadow, momentum, inner = image, shadow, 1.0, solver.inner
-        energies: list[float] = []
-        stopped = "iterations"
-        while len(energies) < iterations:
-            slope = projector.back(weights * (ahead_shadow - rays))
-            kept = [part.copy() for part in dual]
-            new = variation.step(
-                ahead - slope / dtype.type(curvature), price / curvature, dual, iterations=inner
-            )
-            new_shadow = projector.forward(new)
-            new_squares = squares_of(new_shadow)
-            new_energy = new_squares / 2 + price * variation.value(new)
-            if new_energy > energy:
-                dual = kept
-                if momentum > 1:  # begin again, without momentum
-                    ahead, ahead_shadow, momentum = image, shadow, 1.0
-                    continue
-                if inner < 8 * solver.inner:  # the proximal step was not exact enough
-                    inner *= 2
-                    continue
-                stopped = "stalled"
-                break
-            change = float(np.linalg.norm(new - image)) / max(float(np.linalg.norm(new)), 1e-30)
-            next_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-            push = dtype.type((momentum - 1) / next_momentum)
-            ahead, ahead_shadow = new + push * (new - image), new_shadow + push * (new_shadow - shadow)
-            fell = squares - new_squares
-            image, shadow, squares, energy, momentum = new, new_shadow, new_squares, new_energy, next_momentum
-            energies.append(energy)
-            if len(energies) % 10 == 0:
-                at = f"{grid.shape[0]} voxels wide, iteration {len(energies)}"
-                self.report(f"{self.name}: {at}, energy {energy:.6g}")
-            # Near the end, unless the steps still gather momentum, or the scan is still being explained
-            # and not yet as well as its noise allows.
-            explained = squares <= rays.size or fell < 10 * tolerance * squares
-            if change < tolerance and momentum > _MOMENTUM and explained:
-                stopped = "converged"
-                break
-        return _State(image, energies, stopped, squares)
-
-
-def curvature_bound(projector: Projector, weights: NDArray[Any], *, rounds: int = 4) -> float:
-    """Return a bound on the largest eigenvalue of the transpose times the weights times the projection.
-
-    For a matrix without negative numbers the largest ratio of ``M v`` to ``v``, for any positive ``v``, is
-    one (Collatz and Wielandt); a few rounds bring it near.
-    """
-    image = np.ones(projector.grid.shape, projector.dtype)
-    bound = math.inf
-    for _ in range(rounds):
-        applied = projector.back(weights * projector.forward(image))
-        bound = min(bound, float((applied / image).max()))
-        image = np.maximum(applied / applied.max(), 1e-3).astype(projector.dtype)
-    return bound * (1 + 1e-4) if bound > 0 else 1.0
-
-
-def halved(grid: Geometry, *, slices: bool) -> Geometry:
-    """Return a grid of half as many voxels in the plane, and perhaps of half as many slices."""
-    factor = np.array(
-        [2 if count > 1 and (axis < 2 or slices) else 1 for axis, count in enumerate(grid.shape)]
-    )
-    affine = grid.affine.copy()
-    affine[:3, :3] *= factor
-    affine[:3, 3] = grid.index_to_world((factor - 1) / 2)
-    i, j, k = (-(-count // int(f)) for count, f in zip(grid.shape, factor, strict=True))
-    return Geometry((i, j, k), affine)
-
-
-def carried_over(image: NDArray[Any], grid: Geometry) -> NDArray[Any]:
-    """Return an image on a halved grid, interpolated linearly at the voxels of the grid that was halved."""
-    for axis, count in enumerate(grid.shape):
-        if image.shape[axis] == count:
-            continue
-        place = np.clip((np.arange(count) - 0.5) / 2, 0, image.shape[axis] - 1)
-        low = np.minimum(place.astype(np.int64), max(image.shape[axis] - 2, 0))
-        high = np.minimum(low + 1, image.shape[axis] - 1)
-        part = (place - low).astype(image.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
-        image = image.take(low, axis) * (1 - part) + image.take(high, axis) * part
-    return image
+        return minimise(
+            projector,
+            self.rays,
+            self.weights,
+            variation,
+            price,
+            image,
+            iterations=iterations,
+            tolerance=tolerance,
+            inner=solver.inner,
+            report=lambda line: self.report(f"{self.name}: {line}"),
+        )
 
 
 def _weights(step: NDArray[Any], threshold: float) -> NDArray[Any]:
