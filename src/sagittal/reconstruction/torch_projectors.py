@@ -31,7 +31,7 @@ else:
 
 __all__ = ["Elsewhere", "TorchProjector"]
 
-_BLOCK = {"cpu": 1 << 18}
+_BLOCK = {"cpu": 1 << 16}
 _BLOCK_ELSEWHERE = 1 << 24
 
 
@@ -43,8 +43,8 @@ class TorchProjector:
         grid: The voxels; see :class:`~sagittal.reconstruction.projectors.Projector`.
         dtype: torch.float32 or torch.float64.
         device: Where to compute.
-        block: About how many numbers an intermediate array holds at once, of which there are about ten; by
-            default 2^18 on a CPU and 2^24 elsewhere. Views are taken as many at a time as that allows, and of
+        block: About how many numbers an intermediate array holds at once; about sixteen live at a time; by
+            default 2^16 on a CPU and 2^24 elsewhere. Views are taken as many at a time as that allows, and of
             a large view as many rows of pixels. It changes rounding only.
 
     Raises:
