@@ -37,6 +37,8 @@ class Solver:
         coarse_iterations: At most so many on each of them.
         dtype: float32, or float64 to look closely.
         threads: How many; they change no bit.
+        device: Where scans are projected, as for :class:`~sagittal.reconstruction.projectors.Projector`; the
+            proximal step is the processor's.
     """
 
     iterations: int = 150
@@ -46,6 +48,7 @@ class Solver:
     coarse_iterations: int = 40
     dtype: str = "float32"
     threads: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         require_iterations(self.iterations)
@@ -179,6 +182,8 @@ def minimise(
 def _parts(projector: Projector) -> list[slice]:
     """Return the views in parts, for each of which a sixteenth of an image has room, or a megabyte."""
     views, rows, bins = projector.shape
+    if not projector.in_parts:
+        return [slice(0, views)]
     most = max(math.prod(projector.grid.shape) // 16, 1 << 18)
     many = min(views, max(1, most // (rows * bins)))
     return [slice(first, min(first + many, views)) for first in range(0, views, many)]

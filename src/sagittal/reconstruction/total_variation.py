@@ -268,7 +268,9 @@ class _Task:
         tolerance: float,
     ) -> Descent:
         solver = self.solver
-        projector = Projector(self.scan.geometry, grid, dtype=solver.dtype, threads=solver.threads)
+        projector = Projector(
+            self.scan.geometry, grid, dtype=solver.dtype, threads=solver.threads, device=solver.device
+        )
         return minimise(
             projector,
             self.rays,
