@@ -8,6 +8,7 @@ projected gradients (Chambolle, Journal of Mathematical Imaging and Vision 20:89
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from sagittal.core.native import load_extension, thread_count
 from sagittal.reconstruction.projectors import REFERENCE, projector_kernels
 from sagittal.volume import Geometry
 
-__all__ = ["Variation", "differences", "gradient_length"]
+__all__ = ["Variation", "differences", "gradient_length", "step_weights"]
 
 _native = load_extension()
 
@@ -208,7 +209,44 @@ def differences(image: NDArray[Any], grid: Geometry) -> list[NDArray[Any]]:
 
 def gradient_length(image: NDArray[Any], grid: Geometry) -> NDArray[Any]:
     """Return the length of the differences in each voxel, in the image's unit."""
-    return np.asarray(np.sqrt(sum(part**2 for part in differences(image, grid))))
+    found = np.empty_like(image)
+    for planes, step in _steps(image, grid, None):
+        found[planes] = step
+    return found
+
+
+def step_weights(
+    image: NDArray[Any],
+    grid: Geometry,
+    weigh: Callable[[NDArray[Any]], NDArray[Any]],
+    *,
+    axis: int | None = None,
+) -> NDArray[Any]:
+    """Return the weight of each voxel's difference, of float32 images in 255ths.
+
+    Args:
+        image: Shape of the grid.
+        grid: The voxels.
+        weigh: Gives lengths of differences their weights, in [0, 1].
+        axis: Only the differences along this one.
+    """
+    small = image.dtype == np.float32
+    found = np.empty(image.shape, np.uint8 if small else image.dtype)
+    for planes, step in _steps(image, grid, axis):
+        found[planes] = np.rint(255 * weigh(step)) if small else weigh(step)
+    return found
+
+
+def _steps(image: NDArray[Any], grid: Geometry, axis: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield the lengths of the differences, some planes of the first axis at a time."""
+    many = max(1, (1 << 18) * image.shape[0] // image.size)
+    for first in range(0, image.shape[0], many):
+        last = min(first + many, image.shape[0])
+        parts = [part[: last - first] for part in differences(image[first : last + 1], grid)]
+        if axis is not None:
+            yield slice(first, last), np.abs(parts[axis])
+        else:
+            yield slice(first, last), np.asarray(np.sqrt(sum(part**2 for part in parts)))
 
 
 def _axis_factors(grid: Geometry) -> list[float]:
