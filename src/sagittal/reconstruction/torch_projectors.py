@@ -164,7 +164,7 @@ class TorchProjector:
 
 
 class Elsewhere:
-    """A projector for arrays that computes on a device: what :class:`~.projectors.Projector` does there."""
+    """A projector for arrays that computes on a device: what a `Projector` does there."""
 
     def __init__(self, geometry: ScanGeometry, grid: Geometry, dtype: np.dtype[Any], device: str) -> None:
         exact = torch.float64 if dtype == np.float64 else torch.float32
@@ -179,7 +179,7 @@ class Elsewhere:
         return self._carried(self._projector.back, sinogram)
 
     def _carried(self, function: Callable[[Tensor], Tensor], values: NDArray[Any]) -> NDArray[Any]:
-        given = torch.as_tensor(values, device=self._projector.device)[None]
+        given = torch.tensor(values, device=self._projector.device)[None]  # a copy: arrays may be read-only
         return np.asarray(function(given)[0].cpu().numpy())
 
 
