@@ -11,7 +11,7 @@ from sagittal.reconstruction import Scan, Solver, fitted_geometry, reconstruct
 from sagittal.reconstruction.projectors import REFERENCE, Projector
 from sagittal.volume import Geometry
 from sagittal.volume.phantoms import WATER_PER_MM
-from scanners import SCANNERS, a_grid, a_pair
+from scanners import SCANNERS, a_grid, a_pair, random_setup
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
@@ -51,6 +51,18 @@ def test_torch_computes_what_the_matrix_says(device: str, name: str, turned: boo
         ahead, behind = projector.forward(x.to(dtype))[0], projector.back(y.to(dtype))[0]
         assert np.abs(ahead.cpu().numpy() - ax).max() <= tolerance * ax.max()
         assert np.abs(behind.cpu().numpy() - by).max() <= tolerance * by.max()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_torch_and_the_extension_compute_what_the_matrix_says_for_any_scanner(seed: int) -> None:
+    geometry, grid = random_setup(seed)
+    x, y = a_pair(geometry, grid)
+    reference = Projector(geometry, grid, dtype=np.float64, kernel=REFERENCE)
+    ax, by = reference.forward(x), reference.back(y)
+    for place in (None, "cpu"):
+        projector = Projector(geometry, grid, dtype=np.float64, device=place)
+        assert projector.forward(x) == pytest.approx(ax, abs=1e-12 * max(ax.max(), 1))
+        assert projector.back(y) == pytest.approx(by, abs=1e-12 * max(by.max(), 1))
 
 
 @device
