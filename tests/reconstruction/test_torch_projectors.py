@@ -117,9 +117,16 @@ def test_integers_are_refused() -> None:
         TorchProjector(SCANNERS["fan-flat"], a_grid(), dtype=torch.int32)
 
 
-def test_a_device_that_is_not_here_is_refused() -> None:
-    with pytest.raises(InputError, match="device: torch has no such device here; got abacus"):
-        TorchProjector(SCANNERS["fan-flat"], a_grid(), device="abacus")
+@pytest.mark.parametrize(
+    "device",
+    [
+        "abacus",
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    with pytest.raises(InputError, match=f"device: torch has no such device here; got {device}"):
+        Projector(SCANNERS["fan-flat"], a_grid(), device=device)
 
 
 @device
