@@ -55,3 +55,37 @@ def a_grid(*, turned: bool = False, down: bool = False, slices: int = 3) -> Geom
 def a_pair(geometry: ScanGeometry, grid: Geometry) -> tuple[Any, Any]:
     draw = np.random.default_rng(0)
     return draw.random(grid.shape), draw.random(geometry.shape)
+
+
+def random_setup(seed: int) -> tuple[ScanGeometry, Geometry]:
+    """Return a scanner and a grid at random, both small: off centre, turned, coarse, fine, cut off."""
+    draw = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in draw.integers(1, (24, 24, 7)))
+    spacing = draw.uniform(0.3, 3, 3)
+    turn = draw.uniform(0, 2 * math.pi)
+    affine = np.eye(4)
+    affine[:2, :2] = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    affine[:3, :3] *= spacing * draw.choice([-1, 1], 3)
+    affine[:3, 3] = draw.normal(0, 2, 3) - affine[:3, :3] @ (np.array(shape) - 1) / 2
+    bins = int(draw.integers(1, 50))
+    extent = float(np.linalg.norm(spacing[:2] * shape[:2])) + 9
+    common: dict[str, Any] = {
+        "angles": tuple(np.sort(draw.uniform(0, 2 * math.pi, int(draw.integers(1, 7))))),
+        "bins": bins,
+        "bin_width": extent / bins * draw.uniform(0.2, 1.5),
+        "offset": float(draw.normal(0, 3)),
+        "centre": tuple(draw.normal(0, 1, 3)),
+    }
+    away = {
+        "source_distance": extent * draw.uniform(1.5, 4),
+        "detector_distance": extent * draw.uniform(3, 8),
+        "curved": bool(draw.random() < 0.5),
+    }
+    grid = Geometry(shape, affine)
+    kind = seed % 3
+    if kind == 0:
+        return ParallelBeam(**common, rows=shape[2]), grid
+    if kind == 1:
+        return FanBeam(**common, **away, rows=shape[2]), grid
+    heights = {"row_height": draw.uniform(0.3, 6), "row_offset": draw.normal(), "pitch": draw.normal(0, 6)}
+    return ConeBeam(**common, **away, **heights, rows=int(draw.integers(1, 12))), grid

@@ -122,6 +122,14 @@ def test_a_ball_casts_its_shadow_onto_the_line_of_the_helix_that_sees_it() -> No
         assert (weight * rows).sum() == pytest.approx(row_at, abs=0.1)
 
 
+@pytest.mark.parametrize("kernel", projector_kernels())
+def test_a_detector_that_sees_no_voxel_measures_nothing(kernel: str) -> None:
+    geometry = replace(SCANNERS["parallel"], offset=200.0)
+    projector = Projector(geometry, a_grid(), kernel=kernel)
+    assert not projector.forward(np.ones(a_grid().shape)).any()
+    assert not projector.back(np.ones(geometry.shape)).any()
+
+
 def test_pure_functions_project_a_volume_and_back() -> None:
     geometry, grid = SCANNERS["parallel"], a_grid()
     x, y = a_pair(geometry, grid)

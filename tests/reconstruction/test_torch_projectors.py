@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sagittal.core.errors import GeometryError, InputError
-from sagittal.reconstruction import Scan, Solver, reconstruct
+from sagittal.reconstruction import Scan, Solver, fitted_geometry, reconstruct
 from sagittal.reconstruction.projectors import REFERENCE, Projector
+from sagittal.volume import Geometry
 from sagittal.volume.phantoms import WATER_PER_MM
-from scanners import SCANNERS, a_grid, a_pair
+from scanners import SCANNERS, a_grid, a_pair, random_setup
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from sagittal.reconstruction.torch_projectors import TorchProjector  # noqa: E402
 
@@ -47,6 +51,18 @@ def test_torch_computes_what_the_matrix_says(device: str, name: str, turned: boo
         ahead, behind = projector.forward(x.to(dtype))[0], projector.back(y.to(dtype))[0]
         assert np.abs(ahead.cpu().numpy() - ax).max() <= tolerance * ax.max()
         assert np.abs(behind.cpu().numpy() - by).max() <= tolerance * by.max()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_torch_and_the_extension_compute_what_the_matrix_says_for_any_scanner(seed: int) -> None:
+    geometry, grid = random_setup(seed)
+    x, y = a_pair(geometry, grid)
+    reference = Projector(geometry, grid, dtype=np.float64, kernel=REFERENCE)
+    ax, by = reference.forward(x), reference.back(y)
+    for place in (None, "cpu"):
+        projector = Projector(geometry, grid, dtype=np.float64, device=place)
+        assert projector.forward(x) == pytest.approx(ax, abs=1e-12 * max(ax.max(), 1))
+        assert projector.back(y) == pytest.approx(by, abs=1e-12 * max(by.max(), 1))
 
 
 @device
@@ -101,9 +117,16 @@ def test_integers_are_refused() -> None:
         TorchProjector(SCANNERS["fan-flat"], a_grid(), dtype=torch.int32)
 
 
-def test_a_device_that_is_not_here_is_refused() -> None:
-    with pytest.raises(InputError, match="device: torch has no such device here; got abacus"):
-        TorchProjector(SCANNERS["fan-flat"], a_grid(), device="abacus")
+@pytest.mark.parametrize(
+    "device",
+    [
+        "abacus",
+        pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    with pytest.raises(InputError, match=f"device: torch has no such device here; got {device}"):
+        Projector(SCANNERS["fan-flat"], a_grid(), device=device)
 
 
 @device
@@ -138,3 +161,44 @@ def test_iterative_methods_reconstruct_on_a_device_as_on_the_processor(device: s
             options = {"iterations": 4, "device": place}
         images.append(reconstruct(scan, grid, method, **options).volume.array)
     assert np.abs(images[0] - images[1]).max() < 0.5  # HU, of a thousand
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_is_read_only_is_projected() -> None:
+    geometry, grid = SCANNERS["parallel"], a_grid()
+    image = a_pair(geometry, grid)[0].astype(np.float32)
+    image.setflags(write=False)
+    assert Projector(geometry, grid, device="cpu").forward(image).any()
+
+
+class Largest(TorchDispatchMode):
+    """Remember how many numbers the largest tensor held that an operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.numbers = max(self.numbers, found.untyped_storage().nbytes() // found.element_size())
+        return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "slices"), [("parallel", 128, 1), ("fan", 128, 1), ("cone", 32, 32)]
+)
+def test_no_array_between_is_much_larger_than_a_block(kind: str, size: int, slices: int) -> None:
+    grid = Geometry.from_spacing((size, size, slices), (1, 1, 1), [(1 - n) / 2 for n in (size, size, slices)])
+    geometry = fitted_geometry(grid, kind, 20)
+    block = 2 * max(math.prod(grid.shape), math.prod(geometry.shape))
+    images, sinograms = torch.rand(1, *grid.shape), torch.rand(1, *geometry.shape)
+    found = []
+    for room in (block, 1 << 40):
+        projector = TorchProjector(geometry, grid, block=room)
+        for function, given in ((projector.forward, images), (projector.back, sinograms)):
+            with Largest() as largest:
+                function(given)
+            found.append(largest.numbers)
+    assert max(found[:2]) < 1.25 * block
+    assert min(found[2:]) > 3 * block

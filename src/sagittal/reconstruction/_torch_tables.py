@@ -177,7 +177,9 @@ class Group:
         for _ in range(cone.taps):
             following = torch.minimum(high, end)
             found += (following - last) * columns.gather(3, index)
-            last, end, index = following, end + 1, index + 1
+            last = following
+            end += 1
+            index += 1
         return found * self._where_crossed(part, edges.diff(dim=2) * height)[..., None]
 
     def on_slices(self, lines: Tensor, part: range, edges: Tensor) -> Tensor:
@@ -197,7 +199,8 @@ class Group:
             at = at + 1
             following = (zero + height * at).clamp(begin, begin + 1)
             found += (following - last) * given.gather(3, index)
-            last, index = following, index + 1
+            last = following
+            index += 1
         return found * self._where_crossed(part, edges.diff(dim=2) * height[..., 0])[..., None]
 
     def _heights(self, part: range) -> tuple[Tensor, Tensor]:
@@ -213,4 +216,4 @@ class Group:
         """Return 1 by widths; 0 for rows behind a source, and for bins that only fill the table."""
         row = torch.arange(part.start, part.stop, device=widths.device)[:, None]
         crossed = (row >= self._from) & (row < self._to) & (self._scale > 0)[:, None]
-        return torch.where(crossed, 1 / torch.where(crossed, widths, 1), 0)
+        return torch.where(crossed, widths.reciprocal(), 0)

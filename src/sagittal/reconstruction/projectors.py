@@ -286,7 +286,8 @@ def system_matrix(geometry: ScanGeometry, grid: Geometry) -> Any:
         raise InputError(
             "the matrix is too large", value=f"about {expected:.2g} entries", expected=f"{_MOST_ENTRIES:.0g}"
         )
-    planes = []
+    nothing = np.zeros(0, np.int64)
+    planes = [(nothing, nothing, np.zeros(0))]  # a detector that sees no voxel has no entries
     for second in (False, True):
         pixels = grid.shape[0 if second else 1]
         for segment in segments_of(geometry, grid, second=second):

@@ -38,6 +38,8 @@ _BLOCK_ELSEWHERE = 1 << 24
 class TorchProjector:
     """Projection of images on one grid along the rays of one geometry, and its transpose, on a device.
 
+    It records no derivative; :mod:`sagittal.reconstruction.differentiable` does.
+
     Args:
         geometry: The scanner.
         grid: The voxels; see :class:`~sagittal.reconstruction.projectors.Projector`.
@@ -90,12 +92,13 @@ class TorchProjector:
         """
         return self._each(sinograms, self._spread, self.grid.shape)
 
-    def _each(self, given: Tensor, function: Any, shape: tuple[int, ...]) -> Tensor:
+    def _each(self, given: Tensor, function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
         if not len(given):
             return given.new_empty(0, *shape)
-        if not self._cone or len(given) == 1:
-            return torch.as_tensor(function(given))
-        return torch.cat([function(part) for part in given.split(1)])
+        with torch.no_grad():
+            parts = given.split(1) if self._cone else [given]
+            found = [function(part) for part in parts]
+            return found[0] if len(found) == 1 else torch.cat(found)
 
     def _project(self, images: Tensor) -> Tensor:
         views, rows, bins = self.geometry.shape
@@ -164,7 +167,7 @@ class TorchProjector:
 
 
 class Elsewhere:
-    """A projector for arrays that computes on a device: what :class:`~.projectors.Projector` does there."""
+    """A projector for arrays that computes on a device: what a `Projector` does there."""
 
     in_parts = False
 
@@ -183,7 +186,7 @@ class Elsewhere:
         image += rays.dtype.type(factor) * self._carried(self._projector.back, given)
 
     def _carried(self, function: Callable[[Tensor], Tensor], values: NDArray[Any]) -> NDArray[Any]:
-        given = torch.as_tensor(values, device=self._projector.device)[None]
+        given = torch.tensor(values, device=self._projector.device)[None]  # a copy: arrays may be read-only
         return np.asarray(function(given)[0].cpu().numpy())
 
 
@@ -216,7 +219,9 @@ def _by_bins(given: Tensor, sweep: Sweep, group: Group, part: range, edges: Tens
         following = torch.minimum(high, end)
         value = given.index_select(0, index).view(*low.shape, -1) * (following - last)[..., None]
         found = value if found is None else found.add_(value)
-        last, end, index = following, end + 1, index + 1
+        last = following
+        end += 1
+        index += 1
     assert found is not None
     return found
 
@@ -243,6 +248,7 @@ def _by_pixels(each: Tensor, sweep: Sweep, group: Group, edges: Tensor) -> Tenso
         value = each.index_select(0, index).view(count, rows, -1, channels)
         value *= (following - last)[..., None]
         found = value if found is None else found.add_(value)
-        last, index = following, index + 1
+        last = following
+        index += 1
     assert found is not None
     return found.sum(0)
