@@ -31,7 +31,7 @@ def fhir_bundle(case: Case, report: dict[str, Any]) -> dict[str, Any]:
         pydantic.ValidationError: The bundle does not fit the standard; a fault of sagittal.
     """
     subject = {"display": f"sagittal case {case.id}"}
-    observed = [f for f in case.standing() if not f.content.code.startswith("simulated-")]
+    observed = [f for f in case.standing() if not f.content.simulated]
     observations = [_observation(case, finding, subject) for finding in observed]
     diagnostic = {
         "resourceType": "DiagnosticReport",

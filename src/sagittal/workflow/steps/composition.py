@@ -25,8 +25,9 @@ _FROM_VARIANCE = (
 class MeasureCTSlice(Step):
     """Measure air, soft tissue and bone inside the head's outline on one CT slice.
 
-    Where the image has a variance, as a reconstruction has, the intervals are made from it. Findings on
-    the reconstruction of a simulated scan have codes of their own (``simulated-ct.``).
+    Where the image has a variance, as a reconstruction has, the intervals are made from it, and the mean of
+    soft tissue is a finding too. Findings on the reconstruction of a simulated scan have codes of their own
+    (``simulated-ct.``).
 
     Attributes:
         role: The image's part in the case; the classes go to ``role + "-classes"``.
@@ -40,8 +41,8 @@ class MeasureCTSlice(Step):
     name: ClassVar[str] = "measure-ct-slice"
     version: ClassVar[str] = "2"
     doubt: ClassVar[str] = (
-        "passes on the image's variance, or starts it: noise measured on the slice; areas and a mean with an "
-        "interval that takes all voxels to err together"
+        "passes on the image's variance, or starts it by noise measured on the slice: areas, and a mean, "
+        "with an interval that takes all voxels to err together"
     )
     packages: ClassVar[tuple[str, ...]] = ("scipy",)
 
@@ -88,7 +89,7 @@ class MeasureCTSlice(Step):
                     details={"share": round(share / 100, 6)},
                 )
             )
-        if (mean := composition.soft_tissue) is not None:
+        if image.variance is not None and (mean := composition.soft_tissue) is not None:
             findings.append(
                 FindingDraft(
                     code=f"{prefix}.mean",
