@@ -6,74 +6,39 @@ delta)^2)`` lowers the price of edges (Tian, Jia, Yuan, Pan and Jiang, Physics i
 56:5949, 2011; the paper gives the idea, an independent code the weight). With weights per axis inside the
 root it is the adaptive-weighted total variation of Liu, Ma, Fan and Liang (2012).
 
-[inference: the solver is ours. For frozen weights the problem is convex, so the default has two stages:
-weights are computed once, from the image of plain total variation. FISTA starts again when the energy
-would rise; such a step is not taken, so energies never rise. Steps follow from a bound on the curvature
-that positive matrices give.]
+[inference: for frozen weights the problem is convex, so the default has two stages: weights are computed
+once, from the image of plain total variation.
+
+What limits an image from few views at usual doses is less noise than what voxels cannot show: an edge that
+runs through a voxel moves the rays that cross it by more than their noise, and where an edge costs nothing
+its voxels take up that error. So :func:`edge_preserving_tv` explains the scan on finer voxels and returns
+their means, adds the error that the image's own edges suggest to the variance of each ray, and lets edges
+pay part of their price. None of the three is from the paper; the first two are options of :func:`tv` as well,
+off unless asked for.]
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.reconstruction.descent import Descent, Solver, carried_over, halved, minimise
 from sagittal.reconstruction.geometry import ConeBeam
-from sagittal.reconstruction.iterative import (
-    Reconstruction,
-    Report,
-    begin,
-    require_iterations,
-    silent,
-)
+from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.variation import Variation, differences, gradient_length
 from sagittal.volume import Geometry
 from sagittal.volume.phantoms import WATER_PER_MM
 
-__all__ = ["Solver", "directional_tv", "edge_preserving_tv", "edge_threshold", "tv"]
-
-_MOMENTUM = 6.0
-"""That of ten steps: less says little about how far the end is."""
+__all__ = ["Solver", "directional_tv", "edge_preserving_tv", "edge_threshold", "subdivided", "tv"]
 
 _SMALLEST_LEVEL = 64
 """Voxels along an axis below which no coarser grid is begun with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Solver:
-    """How the energy is made small.
-
-    Attributes:
-        iterations: At most so many on the finest grid, in each stage.
-        tolerance: Two images in turn that differ by less, relatively, are near the end.
-        inner: Iterations of the proximal step.
-        levels: Grids of half, a quarter, ... as many voxels that are begun with; 0 for none.
-        coarse_iterations: At most so many on each of them.
-        dtype: float32, or float64 to look closely.
-        threads: How many; they change no bit.
-    """
-
-    iterations: int = 150
-    tolerance: float = 3e-4
-    inner: int = 10
-    levels: int = 2
-    coarse_iterations: int = 40
-    dtype: str = "float32"
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        require_iterations(self.iterations)
-        require_iterations(self.inner)
-        if self.dtype not in ("float32", "float64"):
-            raise InputError("iterations are computed in two dtypes", source="dtype", value=self.dtype)
-        if not 0 <= self.tolerance < 1:
-            raise InputError("the tolerance is out of range", source="tolerance", value=self.tolerance)
 
 
 def tv(
@@ -81,6 +46,8 @@ def tv(
     grid: Geometry,
     *,
     roughness: float = 32.0,
+    subdivision: int = 1,
+    model_error: float = 0.0,
     solver: Solver | None = None,
     start: NDArray[np.floating] | None = None,
     mu_water: float = WATER_PER_MM,
@@ -94,6 +61,10 @@ def tv(
         grid: Where the voxels are to lie.
         roughness: Step between neighbouring voxels that is expected on average, HU: the variation costs 1 by
             it. Smaller is smoother; what the dose and the number of views ask for follows from the counts.
+        subdivision: Along either axis of a slice, so many voxels explain the scan for each one of the grid,
+            which is their mean.
+        model_error: Share of a voxel by which edges may lie elsewhere than voxels show; the variance of each
+            ray grows by what that makes of the edges it crosses. About 0.05 where it helps.
         solver: How the energy is made small.
         start: Attenuation to begin with, 1/mm; without it, coarser grids are solved first.
         mu_water: Attenuation of water, 1/mm.
@@ -101,42 +72,47 @@ def tv(
 
     Raises:
         GeometryError: The grid does not suit the scanner.
-        InputError: A roughness that is not positive.
+        InputError: A roughness that is not positive, no subdivision, or a negative model error.
     """
-    task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "tv")
-    return task.result(task.solve(task.variation(), start))
+    task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "tv", subdivision, model_error)
+    image = task.begin(start)
+    task.doubt_edges(image)
+    return task.result(task.solve(task.variation(), image))
 
 
 def edge_preserving_tv(
     scan: Scan,
     grid: Geometry,
     *,
-    roughness: float = 16.0,
-    first_roughness: float | None = None,
+    roughness: float = 64.0,
     delta: float | None = None,
     edge_share: float | None = None,
+    edge_price: float = 0.5,
+    subdivision: int | None = None,
+    model_error: float = 0.05,
     alternating: bool = False,
     solver: Solver | None = None,
     start: NDArray[np.floating] | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
-    """Reconstruct with a total variation that asks little for steps much larger than ``delta``.
+    """Reconstruct with a total variation that asks less for steps much larger than ``delta``.
 
-    What is smaller than about ``delta`` is smoothed as by :func:`tv`, or more: contrasts below half of it
-    are lost before those of :func:`tv` are. It can pay where flat regions meet at steps that stand out of the
-    noise, and costs where the steps are noise, or what voxels cannot show of an edge: compare both on images
-    like yours.
+    What is smaller than about ``delta`` is smoothed as by :func:`tv`: contrasts below half of it are lost
+    where those of :func:`tv` are.
 
     Args:
         scan: Any geometry.
         grid: Where the voxels are to lie.
-        roughness: As for :func:`tv`; smaller is right here, because edges are not paid for in full.
-        first_roughness: That of the first stage's plain total variation; twice ``roughness`` without it.
-        delta: Step between neighbouring voxels that counts as an edge, HU: at it the weight is 1/e. 60 where
-            neither it nor ``edge_share`` is given; 0 takes all weights away, infinity none.
+        roughness: As for :func:`tv`, in both stages.
+        delta: Step between neighbouring voxels that counts as an edge, HU: at it the weight is 1/e of its way
+            down. 60 where neither it nor ``edge_share`` is given; infinity makes all weights 1, and 0 takes
+            all of them away, ``edge_price`` too.
         edge_share: Instead, the share of voxels above which steps are edges; it must be at least the true
             share, or noise is kept as if it were edges.
+        edge_price: Least weight, that of the sharpest edges; 0 is the formula of the paper.
+        subdivision: As for :func:`tv`; without it 2, but 1 for a cone beam, where it would cost memory.
+        model_error: As for :func:`tv`.
         alternating: Compute the weights again every five iterations, instead of once. The energy then changes
             under way, and there is no promise that it falls.
         solver: How the energy is made small.
@@ -149,22 +125,32 @@ def edge_preserving_tv(
         InputError: Both ``delta`` and ``edge_share`` are given, or a number is out of range.
     """
     delta = _one_threshold(delta, edge_share)
-    task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "edge-preserving-tv")
-    first = _Task(
+    if not 0 <= edge_price <= 1:
+        raise InputError(
+            "the price of edges is out of range", source="edge_price", value=edge_price, expected="0 to 1"
+        )
+    if subdivision is None:
+        subdivision = 1 if isinstance(scan.geometry, ConeBeam) else 2
+    task = _Task(
         scan,
         grid,
-        2 * roughness if first_roughness is None else first_roughness,
-        task.solver,
+        roughness,
+        solver or Solver(),
         mu_water,
         report,
-        "tv",
+        "edge-preserving-tv",
+        subdivision,
+        model_error,
     )
 
     def weighted(image: NDArray[Any]) -> Variation:
-        threshold = edge_threshold(image, grid, edge_share) if delta is None else delta * mu_water / 1000
-        return task.variation(bound=_weights(gradient_length(image, grid), threshold))
+        threshold = edge_threshold(image, task.grid, edge_share) if delta is None else delta * mu_water / 1000
+        return task.variation(bound=_weights(gradient_length(image, task.grid), threshold, edge_price))
 
-    image = first.solve(first.variation(), start).image
+    image = task.begin(start)
+    task.doubt_edges(image)
+    image = task.solve(task.variation(), image).image
+    task.doubt_edges(image)
     if not alternating:
         return task.result(task.solve(weighted(image), image))
     state = None
@@ -216,7 +202,7 @@ def directional_tv(
     task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "directional-tv")
     before = 2 * roughness if first_roughness is None else first_roughness
     first = _Task(scan, grid, before, task.solver, mu_water, report, "tv")
-    image = first.solve(first.variation(), start).image
+    image = first.solve(first.variation(), first.begin(start)).image
     steps = differences(image, grid)
     scales = tuple(np.sqrt(_weights(np.abs(step), threshold * mu_water / 1000)) for step in steps)
     return task.result(task.solve(task.variation(scales=scales), image))
@@ -233,14 +219,6 @@ def edge_threshold(image: NDArray[Any], grid: Geometry, edge_share: float | None
     return float(np.quantile(within, 1 - (edge_share or 0.0)))
 
 
-@dataclass
-class _State:
-    image: NDArray[Any]
-    energies: list[float]
-    stopped: str
-    squares: float  # of the residual, by its variance
-
-
 class _Task:
     """One scan to be explained on one grid, at one price of variation."""
 
@@ -253,26 +231,54 @@ class _Task:
         mu_water: float,
         report: Report,
         name: str,
+        subdivision: int = 1,
+        model_error: float = 0.0,
     ) -> None:
         if not (math.isfinite(roughness) and roughness > 0):
             raise InputError(
                 "the roughness must be a positive number", source="roughness", value=roughness, expected="HU"
             )
-        self.scan, self.grid, self.solver, self.mu_water = scan, grid, solver, mu_water
+        if subdivision < 1:
+            raise InputError(
+                "there is no such subdivision", source="subdivision", value=subdivision, expected="1 or more"
+            )
+        if not (math.isfinite(model_error) and model_error >= 0):
+            raise InputError(
+                "the model error is out of range",
+                source="model_error",
+                value=model_error,
+                expected="0 or more",
+            )
+        self.scan, self.asked, self.solver, self.mu_water = scan, grid, solver, mu_water
         self.report, self.name = report, name
-        self.roughness = roughness
-        self.price = 1000 / (roughness * mu_water)  # of the variation in 1/mm
-        dtype = np.dtype(solver.dtype)
-        self.rays = scan.sinogram.astype(dtype)
-        self.weights = _ray_weights(scan).astype(dtype)
+        self.roughness, self.subdivision, self.model_error = roughness, subdivision, model_error
+        self.grid = subdivided(grid, subdivision)
+        # Of the variation in 1/mm; the same image has a larger sum of differences on smaller voxels.
+        self.price = 1000 / (roughness * mu_water * subdivision)
+        self.rays = scan.sinogram.astype(solver.dtype)
+        self.variance = _ray_variance(scan)
+        self.weights = (1 / self.variance).astype(solver.dtype)
+
+    def begin(self, start: NDArray[Any] | None) -> NDArray[Any]:
+        """Return the image to begin with: the one that is given, or that of coarser grids."""
+        if start is None:
+            return self._coarse()
+        image = begin(self.asked, start)
+        return image.repeat(self.subdivision, axis=0).repeat(self.subdivision, axis=1)
+
+    def doubt_edges(self, image: NDArray[Any]) -> None:
+        """Add to the variance of each ray what edges make of it that lie elsewhere than the voxels show."""
+        if self.model_error == 0:
+            return
+        projector = self._projector(self.grid)
+        squares = gradient_length(image, self.grid).astype(self.solver.dtype) ** 2
+        crossed = projector.forward(squares) * min(self.grid.spacing[:2])
+        self.weights = (1 / (self.variance + self.model_error**2 * crossed)).astype(self.solver.dtype)
 
     def variation(self, **weights: Any) -> Variation:
         return Variation(grid=self.grid, threads=self.solver.threads, **weights)
 
-    def solve(
-        self, variation: Variation, start: NDArray[Any] | None, *, iterations: int | None = None
-    ) -> _State:
-        image = begin(self.grid, start) if start is not None else self._coarse()
+    def solve(self, variation: Variation, image: NDArray[Any], *, iterations: int | None = None) -> Descent:
         return self._minimise(
             self.grid,
             variation,
@@ -282,11 +288,14 @@ class _Task:
             self.solver.tolerance,
         )
 
-    def result(self, state: _State) -> Reconstruction:
+    def result(self, state: Descent) -> Reconstruction:
         facts = {"method": self.name, "roughness": self.roughness, "iterations": len(state.energies)}
         known = self.scan.photons is not None
+        i, j, k = self.asked.shape
+        n = self.subdivision
+        image = state.image.reshape(i, n, j, n, k).mean(axis=(1, 3), dtype=np.float64)
         return Reconstruction(
-            volume=hounsfield(state.image, self.grid, self.mu_water, facts=facts),
+            volume=hounsfield(image.astype(state.image.dtype), self.asked, self.mu_water, facts=facts),
             energies=tuple(state.energies),
             stopped=state.stopped,
             discrepancy=state.squares / self.rays.size if known else None,
@@ -295,7 +304,8 @@ class _Task:
     def _coarse(self) -> NDArray[Any]:
         """Solve plain total variation on coarser grids, the coarsest first; carry each over to the next."""
         grids = [self.grid]
-        while len(grids) <= self.solver.levels and min(grids[-1].shape[:2]) >= 2 * _SMALLEST_LEVEL:
+        levels = self.solver.levels + self.subdivision.bit_length() - 1
+        while len(grids) <= levels and min(grids[-1].shape[:2]) >= 2 * _SMALLEST_LEVEL:
             grids.append(halved(grids[-1], slices=isinstance(self.scan.geometry, ConeBeam)))
         image: NDArray[Any] = np.zeros(grids[-1].shape, self.solver.dtype)
         for finer, grid in zip(reversed(grids[:-1]), reversed(grids[1:]), strict=True):
@@ -316,117 +326,49 @@ class _Task:
         price: float,
         iterations: int,
         tolerance: float,
-    ) -> _State:
-        solver, rays, weights = self.solver, self.rays, self.weights
-        dtype = rays.dtype
-        projector = Projector(self.scan.geometry, grid, dtype=dtype, threads=solver.threads)
-        curvature = curvature_bound(projector, weights)
-        image = np.maximum(image, 0).astype(dtype)
-        dual = variation.start(dtype)
-        shadow = projector.forward(image)
+    ) -> Descent:
+        solver = self.solver
+        return minimise(
+            self._projector(grid),
+            self.rays,
+            self.weights,
+            variation,
+            price,
+            image,
+            iterations=iterations,
+            tolerance=tolerance,
+            inner=solver.inner,
+            report=lambda line: self.report(f"{self.name}: {line}"),
+        )
 
-        def squares_of(shadow: NDArray[Any]) -> float:
-            residual = (shadow - rays).astype(np.float64)
-            return float(np.vdot(residual, weights * residual))
-
-        squares = squares_of(shadow)
-        energy = squares / 2 + price * variation.value(image)
-        ahead, ahead_shadow, momentum, inner = image, shadow, 1.0, solver.inner
-        energies: list[float] = []
-        stopped = "iterations"
-        while len(energies) < iterations:
-            slope = projector.back(weights * (ahead_shadow - rays))
-            kept = [part.copy() for part in dual]
-            new = variation.step(
-                ahead - slope / dtype.type(curvature), price / curvature, dual, iterations=inner
-            )
-            new_shadow = projector.forward(new)
-            new_squares = squares_of(new_shadow)
-            new_energy = new_squares / 2 + price * variation.value(new)
-            if new_energy > energy:
-                dual = kept
-                if momentum > 1:  # begin again, without momentum
-                    ahead, ahead_shadow, momentum = image, shadow, 1.0
-                    continue
-                if inner < 8 * solver.inner:  # the proximal step was not exact enough
-                    inner *= 2
-                    continue
-                stopped = "stalled"
-                break
-            change = float(np.linalg.norm(new - image)) / max(float(np.linalg.norm(new)), 1e-30)
-            next_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-            push = dtype.type((momentum - 1) / next_momentum)
-            ahead, ahead_shadow = new + push * (new - image), new_shadow + push * (new_shadow - shadow)
-            fell = squares - new_squares
-            image, shadow, squares, energy, momentum = new, new_shadow, new_squares, new_energy, next_momentum
-            energies.append(energy)
-            if len(energies) % 10 == 0:
-                at = f"{grid.shape[0]} voxels wide, iteration {len(energies)}"
-                self.report(f"{self.name}: {at}, energy {energy:.6g}")
-            # Near the end, unless the steps still gather momentum, or the scan is still being explained
-            # and not yet as well as its noise allows.
-            explained = squares <= rays.size or fell < 10 * tolerance * squares
-            if change < tolerance and momentum > _MOMENTUM and explained:
-                stopped = "converged"
-                break
-        return _State(image, energies, stopped, squares)
+    def _projector(self, grid: Geometry) -> Projector:
+        return Projector(self.scan.geometry, grid, dtype=self.solver.dtype, threads=self.solver.threads)
 
 
-def curvature_bound(projector: Projector, weights: NDArray[Any], *, rounds: int = 4) -> float:
-    """Return a bound on the largest eigenvalue of the transpose times the weights times the projection.
-
-    For a matrix without negative numbers the largest ratio of ``M v`` to ``v``, for any positive ``v``, is
-    one (Collatz and Wielandt); a few rounds bring it near.
-    """
-    image = np.ones(projector.grid.shape, projector.dtype)
-    bound = math.inf
-    for _ in range(rounds):
-        applied = projector.back(weights * projector.forward(image))
-        bound = min(bound, float((applied / image).max()))
-        image = np.maximum(applied / applied.max(), 1e-3).astype(projector.dtype)
-    return bound * (1 + 1e-4) if bound > 0 else 1.0
-
-
-def halved(grid: Geometry, *, slices: bool) -> Geometry:
-    """Return a grid of half as many voxels in the plane, and perhaps of half as many slices."""
-    factor = np.array(
-        [2 if count > 1 and (axis < 2 or slices) else 1 for axis, count in enumerate(grid.shape)]
-    )
+def subdivided(grid: Geometry, parts: int) -> Geometry:
+    """Return a grid of ``parts`` times as many voxels along either axis of a slice, in the same place."""
     affine = grid.affine.copy()
-    affine[:3, :3] *= factor
-    affine[:3, 3] = grid.index_to_world((factor - 1) / 2)
-    i, j, k = (-(-count // int(f)) for count, f in zip(grid.shape, factor, strict=True))
-    return Geometry((i, j, k), affine)
+    affine[:3, :2] /= parts
+    middle = (1 / parts - 1) / 2
+    affine[:3, 3] = grid.index_to_world(np.array([middle, middle, 0]))
+    return Geometry((grid.shape[0] * parts, grid.shape[1] * parts, grid.shape[2]), affine)
 
 
-def carried_over(image: NDArray[Any], grid: Geometry) -> NDArray[Any]:
-    """Return an image on a halved grid, interpolated linearly at the voxels of the grid that was halved."""
-    for axis, count in enumerate(grid.shape):
-        if image.shape[axis] == count:
-            continue
-        place = np.clip((np.arange(count) - 0.5) / 2, 0, image.shape[axis] - 1)
-        low = np.minimum(place.astype(np.int64), max(image.shape[axis] - 2, 0))
-        high = np.minimum(low + 1, image.shape[axis] - 1)
-        part = (place - low).astype(image.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
-        image = image.take(low, axis) * (1 - part) + image.take(high, axis) * part
-    return image
-
-
-def _weights(step: NDArray[Any], threshold: float) -> NDArray[Any]:
-    """Return the weight of each step; all 0 at a threshold of 0, all 1 at infinity."""
+def _weights(step: NDArray[Any], threshold: float, least: float = 0.0) -> NDArray[Any]:
+    """Return the weight of each step, from ``least`` to 1; all 0 at a threshold of 0, all 1 at infinity."""
     if threshold == 0:
         return np.zeros_like(step)
-    return np.asarray(np.exp(-((step / step.dtype.type(threshold)) ** 2)), step.dtype)
+    return np.asarray(least + (1 - least) * np.exp(-((step / step.dtype.type(threshold)) ** 2)), step.dtype)
 
 
-def _ray_weights(scan: Scan) -> NDArray[np.float64]:
-    """Return the inverse variance of each ray; without a dose the same for all, from neighbours."""
+def _ray_variance(scan: Scan) -> NDArray[np.float64]:
+    """Return the variance of each ray; without a dose the same for all, from neighbours."""
     if scan.photons is not None:
-        return 1 / scan.variance
+        return scan.variance
     second = np.diff(scan.sinogram.astype(np.float64), 2, axis=-1)
     noise = float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6) if second.size else 0.0
     noise = max(noise, 1e-4 * max(float(np.abs(scan.sinogram).max()), 1e-6))
-    return np.full(scan.geometry.shape, 1 / noise**2)
+    return np.full(scan.geometry.shape, noise**2)
 
 
 def _one_threshold(delta: float | None, edge_share: float | None) -> float | None:

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sagittal.core.errors import InputError
+from sagittal.reconstruction.descent import Solver, carried_over, curvature_bound, halved
+from sagittal.reconstruction.line_integrals import line_integrals
+from sagittal.reconstruction.projectors import Projector, system_matrix
+from sagittal.reconstruction.simulate import add_noise, fitted_geometry
+from sagittal.volume import Geometry
+from sagittal.volume.standard_phantoms import smooth_regions
+
+GRID = Geometry.from_spacing((12, 11, 1), (20, 20, 20), (-110, -100, 0))
+SCANNER = fitted_geometry(GRID, "fan", 16)
+SCAN = add_noise(line_integrals(smooth_regions(), SCANNER), SCANNER, photons=3e3)
+
+
+def test_the_curvature_is_bounded_and_not_by_much() -> None:
+    pytest.importorskip("scipy")
+    projector = Projector(SCANNER, GRID, dtype=np.float64)
+    weights = 1 / SCAN.variance
+    matrix = system_matrix(SCANNER, GRID).toarray()
+    largest = np.linalg.eigvalsh(matrix.T @ (weights.reshape(-1)[:, None] * matrix))[-1]
+    assert largest <= curvature_bound(projector, weights) < 1.3 * largest
+
+
+def test_a_halved_grid_lies_in_the_same_place() -> None:
+    grid = Geometry.from_spacing((8, 7, 4), (1, 2, 3), (10, 20, 30))
+    half = halved(grid, slices=False)
+    assert half.shape == (4, 4, 4)
+    assert half.spacing == (2, 4, 3)
+    assert half.index_to_world((0, 0, 0)).tolist() == [10.5, 21.0, 30.0]
+    ramp = np.broadcast_to(
+        half.index_to_world(np.moveaxis(np.indices(half.shape), 0, -1))[..., 0], half.shape
+    )
+    fine = carried_over(np.array(ramp), grid)
+    assert fine[1:-1, 0, 0] == pytest.approx(grid.index_to_world([[i, 0, 0] for i in range(8)])[1:-1, 0])
+
+
+def test_a_solver_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InputError, match="no iterations"):
+        Solver(iterations=0)
+    with pytest.raises(InputError, match="two dtypes"):
+        Solver(dtype="float16")
+    with pytest.raises(InputError, match="tolerance is out of range"):
+        Solver(tolerance=-1)
