@@ -57,6 +57,7 @@ def sirt(
     iterations: int = 100,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
@@ -68,6 +69,7 @@ def sirt(
         iterations: How many.
         positive: Hold the attenuation at 0 or more.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
 
@@ -82,6 +84,7 @@ def sirt(
         iterations=iterations,
         positive=positive,
         start=start,
+        device=device,
         mu_water=mu_water,
         report=report,
         name="sirt",
@@ -96,6 +99,7 @@ def ordered_subsets(
     iterations: int = 20,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
     name: str = "ordered-subsets",
@@ -109,6 +113,7 @@ def ordered_subsets(
         iterations: How many times all views are used.
         positive: Hold the attenuation at 0 or more.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
         name: What the image's facts call the method.
@@ -126,7 +131,7 @@ def ordered_subsets(
     parts = []
     for first in range(subsets):
         rays = scan.sinogram[first::subsets].astype(np.float32)
-        projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid)
+        projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid, device=device)
         lengths = projector.forward(np.ones(grid.shape, np.float32))
         crossed = projector.back(np.ones(projector.shape, np.float32))
         parts.append((projector, rays, _inverse(lengths), _inverse(crossed)))
@@ -153,6 +158,7 @@ def cgls(
     *,
     iterations: int = 15,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
@@ -163,6 +169,7 @@ def cgls(
         grid: Where the voxels are to lie.
         iterations: How many.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
 
@@ -171,7 +178,7 @@ def cgls(
         InputError: No iterations.
     """
     require_iterations(iterations)
-    projector = Projector(scan.geometry, grid)
+    projector = Projector(scan.geometry, grid, device=device)
     image = begin(grid, start)
     residual = scan.sinogram.astype(np.float32) - projector.forward(image)
     slope = projector.back(residual)
