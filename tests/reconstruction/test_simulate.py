@@ -5,12 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from sagittal.core.errors import InputError
+from sagittal.core.errors import GeometryError, InputError
 from sagittal.reconstruction.geometry import ConeBeam, ParallelBeam
 from sagittal.reconstruction.line_integrals import line_integrals
 from sagittal.reconstruction.projectors import forward
 from sagittal.reconstruction.scan import attenuation
-from sagittal.reconstruction.simulate import add_noise, fitted_geometry, sampled_integrals, simulate_scan
+from sagittal.reconstruction.simulate import (
+    add_noise,
+    fitted_geometry,
+    sampled_integrals,
+    scannable,
+    simulate_scan,
+    upright,
+)
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import Body, Phantom
 
@@ -87,3 +94,66 @@ def test_a_fitted_detector_sees_all_of_the_grid(kind: str, curved: bool) -> None
 def test_an_unknown_geometry_is_refused() -> None:
     with pytest.raises(InputError, match="got star; expected parallel, fan or cone"):
         fitted_geometry(GRID, "star", 3)
+
+
+def ct_slice(shape: tuple[int, int, int] = (40, 24, 1), affine: np.ndarray | None = None) -> Volume:
+    hu = np.random.default_rng(0).integers(-500, 1500, shape).astype(np.int16)
+    default = np.diag([-0.5, -0.5, 5, 1.0])
+    default[:3, 3] = 30, 20, 7
+    return Volume(hu, Geometry(shape, default if affine is None else affine), unit="HU")
+
+
+def test_a_slice_is_averaged_in_its_place() -> None:
+    image = ct_slice()
+    found = scannable(image, 20)
+    assert found.shape == (20, 12, 1)
+    assert found.geometry.axis_codes == ("R", "A", "S")
+    assert found.geometry.spacing == pytest.approx((1, 1, 5))
+    middle = [(n - 1) / 2 for n in found.shape]
+    assert found.geometry.index_to_world(middle) == pytest.approx(
+        image.geometry.index_to_world([(n - 1) / 2 for n in image.shape])
+    )
+    assert found.array[-1, -1, 0] == pytest.approx(image.array[:2, :2, 0].mean())
+
+
+def test_a_slice_that_fits_is_not_averaged_and_a_rest_is_cut_off() -> None:
+    image = ct_slice()
+    assert np.array_equal(scannable(image, 40).array[::-1, ::-1], image.array)
+    assert scannable(image, 17).shape == (13, 8, 1)
+
+
+def test_what_lies_below_air_is_scanned_as_air() -> None:
+    image = ct_slice()
+    cut = image.array.copy()
+    cut[:4] = -3024
+    assert scannable(image.replace(array=cut), 40).array.min() == -1000
+
+
+def test_a_tilted_slice_lies_upright_to_be_scanned() -> None:
+    tilted = np.diag([0.5, 0.5, 5, 1.0])
+    tilted[1:3, 1:3] = [[0.48, -1.4], [0.14, 4.8]]
+    image = ct_slice(affine=tilted)
+    with pytest.raises(GeometryError):
+        simulate_scan(image, fitted_geometry(image.geometry, "fan", 8), photons=1e5)
+    found = scannable(image, 20)
+    assert found.geometry.affine[2, :2].tolist() == [0, 0]
+    assert simulate_scan(found, fitted_geometry(found.geometry, "fan", 8), photons=1e5).geometry.rows == 1
+
+
+def test_what_lies_across_the_table_is_left_where_it_is() -> None:
+    image = ct_slice()
+    assert upright(image) is image
+
+
+@pytest.mark.parametrize(
+    ("image", "largest", "message"),
+    [
+        (ct_slice((8, 8, 2)), 8, r"one slice is scanned at a time; got \(8, 8, 2\)"),
+        (ct_slice().replace(unit="1"), 8, "unit: a CT slice is scanned from its HU; got 1; expected HU"),
+        (ct_slice(), 0, "largest: a slice needs pixels; got 0; expected 1 or more"),
+    ],
+    ids=["two slices", "unit", "no pixel"],
+)
+def test_what_is_no_ct_slice_is_not_made_scannable(image: Volume, largest: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        scannable(image, largest)

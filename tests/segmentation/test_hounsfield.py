@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.segmentation import MATERIALS, HounsfieldClasses
-from sagittal.segmentation.hounsfield import noise_sd
+from sagittal.segmentation.hounsfield import LEAST_NOISE_HU, mean_with_interval, noise_sd
 from sagittal.volume import Geometry, Volume
 
 pytest.importorskip("scipy")
@@ -129,3 +129,50 @@ def test_noise_is_measured_only_where_it_is_asked_for() -> None:
     where = np.zeros(image.shape, bool)
     where[:, :50] = True
     assert noise_sd(image, where) == pytest.approx(3, rel=0.1)
+
+
+def test_a_variance_stands_in_for_noise_that_smoothing_hides() -> None:
+    hu, _ = head()
+    plain = ct(hu.astype(np.float32))
+    doubtful = plain.replace(variance=np.full(plain.shape, 30.0**2, np.float32))
+    measured, told = HounsfieldClasses().measure(plain), HounsfieldClasses().measure(doubtful)
+    assert (measured.noise, told.noise) == (LEAST_NOISE_HU, 30)
+    assert measured.soft_tissue is not None
+    assert told.soft_tissue is not None
+    assert told.soft_tissue.value == measured.soft_tissue.value
+    assert told.soft_tissue.high - told.soft_tissue.value == pytest.approx(1.6449 * 30, rel=1e-4)
+
+
+def test_each_voxel_is_as_doubtful_as_its_own_variance() -> None:
+    hu, labels = head(bone=340.0)
+    variance = np.ones(hu.shape)
+    left = np.indices(hu.shape)[0] < 128
+    variance[left] = 60.0**2
+    found = HounsfieldClasses().measure(ct(hu.astype(np.float32)).replace(variance=variance[..., None]))
+    assert found.classes.probabilities is not None
+    bone = found.classes.probabilities[..., 0, MATERIALS.index("bone")]
+    assert bone[(labels == 3) & ~left].min() > 0.999
+    assert 0.7 < bone[(labels == 3) & left].mean() < 0.8
+    area = found.areas["bone"]
+    assert area.low < SPACING**2 / 100 * np.count_nonzero(labels == 3) <= area.high
+
+
+def test_a_slice_without_flat_tissue_is_measured_where_its_variance_is_known() -> None:
+    hu = np.full((9, 9, 1), 40.0, np.float32)
+    with pytest.raises(InputError, match="too little even tissue"):
+        HounsfieldClasses().measure(ct(hu))
+    assert HounsfieldClasses().measure(ct(hu).replace(variance=np.full(hu.shape, 9.0))).noise == 3
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_the_interval_of_a_mean_holds_however_errors_go_together(shared: float) -> None:
+    """400 voxels of 10 HU noise, of which a share is the same in all of them."""
+    random = np.random.default_rng(4)
+    sd, inside = np.full(400, 10.0), 0
+    for _ in range(400):
+        noise = np.sqrt(shared) * random.standard_normal() + np.sqrt(1 - shared) * random.standard_normal(400)
+        found = mean_with_interval(40 + 10 * noise, sd, unit="HU")
+        inside += found.low <= 40 <= found.high
+    assert inside >= 0.87 * 400
+    if shared == 1:
+        assert inside <= 0.93 * 400

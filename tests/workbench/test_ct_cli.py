@@ -88,7 +88,7 @@ def test_an_image_becomes_part_of_a_case(scan: Path, tmp_path: Path) -> None:
     assert told["run"] == case.runs[-1].number
     assert [run.step for run in case.runs] == ["receive", "reconstruct-ct"]
     assert case.latest("ct") is not None
-    finding = case.standing("image.reconstruction")[0].content
+    finding = case.standing("simulated-ct.reconstruction")[0].content
     assert finding.statement.startswith("CT reconstructed by fbp from 24 fan-beam views")
     assert "simulated" in finding.caution
 

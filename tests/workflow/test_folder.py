@@ -191,8 +191,11 @@ def test_a_folder_without_cases_is_refused_and_says_what_was_found(tmp_path: Pat
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["tisue"], "no step has this name; got 'tisue'; expected some of tissue, ct, record, report"),
-        (["report"], "no step takes a file; got report; expected one of tissue, ct, record"),
+        (
+            ["tisue"],
+            "no step has this name; got 'tisue'; expected some of tissue, ct, simulated-ct, record, report",
+        ),
+        (["report"], "no step takes a file; got report; expected one of tissue, ct, simulated-ct, record"),
         ([], "no step takes a file; got none"),
     ],
 )

@@ -8,6 +8,8 @@ import { make, one } from "./say";
 
 const TITLES: Readonly<Record<string, string>> = {
   t1: "T1 image", ct: "CT slice", tissue: "Brain tissue", "ct-classes": "CT tissue classes",
+  "ct-scanned": "CT slice as scanned in simulation", "ct-fbp": "Simulated low-dose CT, FBP",
+  "ct-low-dose": "Simulated low-dose CT", "ct-low-dose-classes": "Classes on the simulated low-dose CT",
 };
 const VIEWS = [SLICE_TYPE.MULTIPLANAR, SLICE_TYPE.AXIAL, SLICE_TYPE.CORONAL, SLICE_TYPE.SAGITTAL, SLICE_TYPE.RENDER];
 const FADES = 1; // COLORMAP_TYPE of the viewer, which it does not export

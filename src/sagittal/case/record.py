@@ -73,6 +73,11 @@ class FindingDraft:
         return cls(**{**value, "measurement": Measurement(**measurement) if measurement else None})
 
     @property
+    def simulated(self) -> bool:
+        """Whether it was found on simulated data (its code starts so): not observed on the patient."""
+        return self.code.startswith("simulated-")
+
+    @property
     def doubt(self) -> float | None:
         """How unsure the finding is, in [0, 1]; None when it does not say.
 

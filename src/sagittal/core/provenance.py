@@ -105,7 +105,7 @@ class Environment:
         return {**asdict(self), "packages": dict(self.packages)}
 
 
-_DECIMALS = {"ml": 0, "cm2": 1}
+_DECIMALS = {"ml": 0, "cm2": 1, "HU": 1}
 
 
 def canonical_json(value: Any) -> str:

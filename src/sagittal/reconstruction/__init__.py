@@ -10,7 +10,7 @@ from sagittal.reconstruction.methods import METHODS, reconstruct, truncated_shar
 from sagittal.reconstruction.projectors import Projector, back, forward
 from sagittal.reconstruction.scan import Scan, attenuation, hounsfield
 from sagittal.reconstruction.scan_file import StoredScan, read_scan, write_scan
-from sagittal.reconstruction.simulate import add_noise, fitted_geometry, simulate_scan
+from sagittal.reconstruction.simulate import add_noise, fitted_geometry, scannable, simulate_scan, upright
 from sagittal.reconstruction.total_variation import Solver, directional_tv, edge_preserving_tv, tv
 
 __all__ = [
@@ -43,9 +43,11 @@ __all__ = [
     "read_ct_pd",
     "read_scan",
     "reconstruct",
+    "scannable",
     "simulate_scan",
     "sirt",
     "truncated_share",
     "tv",
+    "upright",
     "write_scan",
 ]

@@ -19,10 +19,12 @@ from sagittal.core.randomness import generator
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.scan import Scan, attenuation
 from sagittal.reconstruction.segments import check_grid, ray_lines
-from sagittal.volume import Geometry, Volume
+from sagittal.volume import Geometry, Volume, reorient
 from sagittal.volume.phantoms import WATER_PER_MM
 
-__all__ = ["add_noise", "fitted_geometry", "sampled_integrals", "simulate_scan"]
+__all__ = ["add_noise", "fitted_geometry", "sampled_integrals", "scannable", "simulate_scan", "upright"]
+
+_AIR_HU = -1000.0
 
 
 def simulate_scan(
@@ -179,3 +181,46 @@ def fitted_geometry(grid: Geometry, kind: str, views: int, *, curved: bool = Fal
     high = grid.shape[2] * grid.spacing[2] / 2 * detector / (source - radius)
     rows = 2 * math.ceil(high / (grid.spacing[2] * grow)) + 1
     return ConeBeam(**common, rows=rows, row_height=grid.spacing[2] * grow)
+
+
+def scannable(image: Volume, largest: int) -> Volume:
+    """Return one CT slice as it can be scanned in simulation.
+
+    What lies below air becomes air, as scanners fill the corners with such numbers; the slice lies
+    :func:`upright`, its first axis to the right; squares of pixels are averaged until it fits.
+
+    Args:
+        image: One slice, shape (i, j, 1), in HU.
+        largest: Pixels that a side may have. A rest of a side that fills no square is cut off.
+
+    Raises:
+        InputError: More slices than one, another unit than HU, or no pixel allowed.
+    """
+    if image.shape[2] != 1:
+        raise InputError("one slice is scanned at a time", value=image.shape, expected="shape (i, j, 1)")
+    if image.unit != "HU":
+        raise InputError("a CT slice is scanned from its HU", source="unit", value=image.unit, expected="HU")
+    if largest < 1:
+        raise InputError("a slice needs pixels", source="largest", value=largest, expected="1 or more")
+    image = reorient(image, "RAS")
+    size = math.ceil(max(image.shape[:2]) / largest)
+    across, down = (n // size for n in image.shape[:2])
+    hu = np.maximum(image.array[: across * size, : down * size, 0].astype(np.float32), _AIR_HU)
+    affine = image.geometry.affine.copy()
+    affine[:3, 3] = image.geometry.index_to_world([(size - 1) / 2, (size - 1) / 2, 0])
+    affine[:3, :2] *= size
+    averaged = hu.reshape(across, size, down, size).mean(axis=(1, 3))[..., None]
+    return upright(Volume(averaged, Geometry(averaged.shape, affine), unit="HU"))
+
+
+def upright(image: Volume) -> Volume:
+    """Return one slice of a tilted gantry as if it lay across the table, to be scanned in its own plane.
+
+    Its place in the patient is lost. Anything else is returned as it is.
+    """
+    tilt = abs(image.geometry.affine[:2, 2]).max()
+    if image.shape[2] != 1 or tilt <= 1e-4 * image.geometry.spacing[2]:
+        return image
+    size = zip(image.shape, image.geometry.spacing, strict=True)
+    x, y, z = (-(n - 1) / 2 * step for n, step in size)
+    return image.replace(geometry=Geometry.from_spacing(image.shape, image.geometry.spacing, (x, y, z)))

@@ -28,6 +28,7 @@ SECTIONS: Mapping[str, str] = {
     "image": "Images",
     "tissue": "Brain tissue volumes",
     "ct": "Head CT, one slice",
+    "simulated-ct": "Simulation: the CT slice scanned at low dose",
 }
 """Prefix of a finding's code, to the section that its sentence stands in."""
 

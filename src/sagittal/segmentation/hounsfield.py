@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +15,21 @@ from sagittal.core.provenance import Measurement
 from sagittal.segmentation.doubt import quantity
 from sagittal.volume import Volume
 
-__all__ = ["LEAST_NOISE_HU", "MATERIALS", "HounsfieldClasses", "SliceComposition", "noise_sd"]
+__all__ = [
+    "LEAST_NOISE_HU",
+    "MATERIALS",
+    "HounsfieldClasses",
+    "SliceComposition",
+    "mean_with_interval",
+    "noise_sd",
+]
 
 MATERIALS = ("air", "soft tissue", "bone")
 """What a CT slice is divided into, by rising HU."""
 _LOWEST_HU = -1100.0  # a voxel below was not scanned: scanners fill the corners with such numbers
 _CORRELATION_MM = 1.7  # apart enough that a soft-tissue kernel leaves little noise in common
 LEAST_NOISE_HU = 0.5
-"""Noise that is assumed where less is measured: HU are whole numbers."""
+"""Noise that is assumed where less is measured, or where the variance says less: HU are whole numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +40,16 @@ class SliceComposition:
         classes: Labels (1 air, 2 soft tissue, 3 bone, 0 outside) with their probabilities.
         outline: Area inside the outline, cm2; its interval moves the outline by the noise.
         areas: Area of each material inside the outline, cm2.
-        noise: Standard deviation of the noise in soft tissue, HU; not below :data:`LEAST_NOISE_HU`.
+        soft_tissue: Mean of the voxels that are soft tissue, HU, by :func:`mean_with_interval`; None where
+            there are none.
+        noise: Standard deviation of the noise in soft tissue, HU; not below :data:`LEAST_NOISE_HU`. The
+            median of the voxels' own where the image has a variance.
     """
 
     classes: Volume
     outline: Measurement
     areas: dict[str, Measurement]
+    soft_tissue: Measurement | None
     noise: float
 
 
@@ -45,7 +58,10 @@ class HounsfieldClasses:
     """Classes by two thresholds, each voxel with the probability that noise leaves it.
 
     A voxel of ``h`` HU under noise of standard deviation ``s`` lies below a threshold ``t`` with
-    probability ``Phi((t - h) / s)``. Partial volume is not in it: at an edge the voxel holds both
+    probability ``Phi((t - h) / s)``. ``s`` is the voxel's own where the image has a variance, as a
+    reconstruction has; else it is measured on the slice and the same everywhere. (A smoothing method
+    leaves little to measure: what it is unsure of lies in shifts that neighbours share, which differences
+    between them do not see.) Partial volume is not in it: at an edge the voxel holds both
     materials, and the thresholds are a convention. The noise is in ``h`` already and counts once more, so
     a material close to its threshold reads low. [inference: the design is ours]
 
@@ -85,7 +101,13 @@ class HounsfieldClasses:
         outline: NDArray[np.bool_] = ndimage.binary_fill_holes(body)
         spacing = image.geometry.spacing
         stride = max(1, round(_CORRELATION_MM / min(spacing[:2])))
-        noise = max(noise_sd(hu, body & (np.abs(hu) < 100), stride=stride), LEAST_NOISE_HU)
+        soft = body & (np.abs(hu) < 100)
+        noise: NDArray[np.float64] | float
+        if image.variance is None:
+            noise = typical = max(noise_sd(hu, soft, stride=stride), LEAST_NOISE_HU)
+        else:
+            noise = np.maximum(np.sqrt(image.variance[..., 0].astype(np.float64)), LEAST_NOISE_HU)
+            typical = float(np.median(noise[soft if soft.any() else body]))
         below_air = special.ndtr((self.air_below - hu) / noise)
         above_bone = special.ndtr((hu - self.bone_above) / noise)
         stack = np.stack([below_air, 1 - below_air - above_bone, above_bone], axis=-1)
@@ -94,6 +116,7 @@ class HounsfieldClasses:
         inside_or_at_edge = ndimage.binary_dilation(outline)
         at_edge = np.where(outline, 1.0, np.where(inside_or_at_edge, 1 - below_air, 0.0))
         labels = np.where(outline, stack.argmax(axis=-1) + 1, 0).astype(np.uint8)
+        middle = labels == 1 + MATERIALS.index("soft tissue")
         return SliceComposition(
             classes=image.with_array(
                 labels[..., None], unit="1", probabilities=stack[:, :, None, :], classes=MATERIALS
@@ -103,8 +126,37 @@ class HounsfieldClasses:
                 name: quantity(stack[..., index], size=size, unit="cm2", level=self.level)
                 for index, name in enumerate(MATERIALS)
             },
-            noise=noise,
+            soft_tissue=mean_with_interval(
+                hu[middle], np.broadcast_to(noise, hu.shape)[middle], unit="HU", level=self.level
+            )
+            if middle.any()
+            else None,
+            noise=typical,
         )
+
+
+def mean_with_interval(
+    values: NDArray[np.float64], sd: NDArray[np.float64], *, unit: str, level: float = 0.9
+) -> Measurement:
+    """Return the mean of voxels, with an interval that holds however their errors go together.
+
+    A map of variances does not say how the errors of two voxels go together. In an image that was
+    smoothed or regularised neighbours err nearly alike, so that dividing the sum of the variances by the
+    square of their number would give a doubt that shrinks with the region and is far too small. The
+    standard deviation of a sum is at most the sum of the standard deviations, whatever the covariances
+    (the triangle inequality of the L2 norm), and equal to it where all voxels err together. The mean's
+    is therefore taken to be the mean of ``sd``: never too small where ``sd`` is right, and usually too
+    large. [inference: the choice is ours]
+
+    Args:
+        values: One or more voxels.
+        sd: Standard deviation of each.
+        unit: Unit of both.
+        level: Coverage of the interval under a Gaussian error.
+    """
+    value = math.fsum(values) / values.size
+    reach = NormalDist().inv_cdf((1 + level) / 2) * math.fsum(sd) / sd.size
+    return Measurement(value=value, low=value - reach, high=value + reach, level=level, unit=unit)
 
 
 def noise_sd(image: NDArray[np.float64], where: NDArray[np.bool_], *, stride: int = 1) -> float:

@@ -39,7 +39,7 @@ def batch(
         Path, typer.Argument(metavar="DIR", help="Folder with a file or a folder for each case.")
     ],
     steps: Annotated[
-        str, typer.Option(help="Steps, with commas between: tissue, ct, record, report.")
+        str, typer.Option(help="Steps, with commas between: tissue, ct, simulated-ct, record, report.")
     ] = "tissue,ct,record,report",
     engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or Ray.")] = EngineName.LOCAL,
     workers: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,11 +64,12 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run one case of real images and a simulated record, end to end, and print where the report is."""
-    from sagittal.workflow.pipeline import demo_sources
+    from sagittal.workflow.pipeline import DEMO_STAGES, demo_sources
 
     with tempfile.TemporaryDirectory(prefix="sagittal-demo-") as folder, status(quiet=as_json) as report:
         sources = demo_sources(Path(folder), offline=_offline(offline), report=report)
-        summary = _run(sources, out, store, offline, "demonstration, record simulated", None, report)
+        label = "demonstration, record simulated"
+        summary = _run(sources, out, store, offline, label, None, report, DEMO_STAGES)
     _print(summary, as_json)
 
 
@@ -88,7 +90,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a case of your own files and print where the report is."""
-    from sagittal.workflow.pipeline import Sources
+    from sagittal.workflow.pipeline import USUAL_STAGES, Sources
 
     sources = Sources(
         t1=[file for path in t1 or [] for file in _files(path)],
@@ -97,7 +99,7 @@ def run(
         encoding=encoding,
     )
     with status(quiet=as_json) as report:
-        summary = _run(sources, out, store, offline, label, model, report)
+        summary = _run(sources, out, store, offline, label, model, report, USUAL_STAGES)
     _print(summary, as_json)
 
 
@@ -127,6 +129,7 @@ def _run(
     label: str,
     model: str | None,
     report: Report,
+    stages: Sequence[str],
 ) -> dict[str, Any]:
     from sagittal.case.location import open_store
     from sagittal.workflow.export import export_case, require_libraries
@@ -138,7 +141,7 @@ def _run(
     name = "" if model == "none" else model or DEFAULT_MODEL
     with open_store(store) as cases:
         runner = Runner(store=cases, shelf=ModelShelf(offline=_offline(offline)), report=report)
-        case_id = run_case(runner, sources, label=label, model=name)
+        case_id = run_case(runner, sources, label=label, model=name, names=stages)
         exported = export_case(cases, case_id, out, report=report)
         return case_commands.summary(cases, case_id, exported.report)
 

@@ -193,18 +193,15 @@ def _image(path: Path, number: int | None) -> Volume:
 
 
 def _upright(image: Volume) -> Volume:
-    """Return one slice of a tilted gantry as if it lay across the table, to be scanned in its own plane."""
-    from sagittal.volume import Geometry
+    from sagittal.reconstruction import upright
 
-    tilt = abs(image.geometry.affine[:2, 2]).max()
-    if image.shape[2] != 1 or tilt <= 1e-4 * image.geometry.spacing[2]:
-        return image
-    typer.echo(
-        "the slice is tilted: it is scanned in its own plane, and its place in the patient is lost", err=True
-    )
-    size = zip(image.shape, image.geometry.spacing, strict=True)
-    x, y, z = (-(n - 1) / 2 * step for n, step in size)
-    return image.replace(geometry=Geometry.from_spacing(image.shape, image.geometry.spacing, (x, y, z)))
+    lying = upright(image)
+    if lying is not image:
+        typer.echo(
+            "the slice is tilted: it is scanned in its own plane, and its place in the patient is lost",
+            err=True,
+        )
+    return lying
 
 
 def _grid(stored: StoredScan) -> Geometry:

@@ -20,11 +20,24 @@ from sagittal.workflow.steps import (
     MeasureCTSlice,
     ReadImage,
     ReadRecord,
+    ReconstructCT,
     SegmentTissue,
+    SimulateCTScan,
     TakeRecord,
 )
 
-__all__ = ["STAGES", "Sources", "Stage", "complete_case", "demo_sources", "plan", "run_case", "stages"]
+__all__ = [
+    "DEMO_STAGES",
+    "STAGES",
+    "USUAL_STAGES",
+    "Sources",
+    "Stage",
+    "complete_case",
+    "demo_sources",
+    "plan",
+    "run_case",
+    "stages",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +72,16 @@ class Stage:
     Attributes:
         takes: Name of its files in :class:`Sources`; empty when it works on findings alone.
         steps: Makes its steps, in order, from the sources and the name of the language model.
+        usual: Whether it runs on a case's files where nobody named stages.
     """
 
     takes: str
     steps: Callable[[Sources, str], Sequence[Step]]
+    usual: bool = True
+
+
+def _read_ct(sources: Sources) -> ReadImage:
+    return ReadImage(role="ct", title="CT slice", note=sources.ct_note, unit="HU")
 
 
 STAGES: Mapping[str, Stage] = {
@@ -75,10 +94,20 @@ STAGES: Mapping[str, Stage] = {
     ),
     "ct": Stage(
         takes="ct",
+        steps=lambda sources, _: [_read_ct(sources), MeasureCTSlice()],
+    ),
+    "simulated-ct": Stage(
+        takes="ct",
         steps=lambda sources, _: [
-            ReadImage(role="ct", title="CT slice", note=sources.ct_note, unit="HU"),
-            MeasureCTSlice(),
+            _read_ct(sources),
+            SimulateCTScan(),
+            ReconstructCT(method="fbp", variance=True, scan="simulated-scan", role="ct-fbp"),
+            ReconstructCT(
+                method="edge-preserving-tv", variance=True, scan="simulated-scan", role="ct-low-dose"
+            ),
+            MeasureCTSlice(role="ct-low-dose", truth="ct-scanned"),
         ],
+        usual=False,
     ),
     "record": Stage(
         takes="record",
@@ -90,6 +119,12 @@ STAGES: Mapping[str, Stage] = {
     "report": Stage(takes="", steps=lambda _, model: [DraftReport(model=model)]),
 }
 """The stages by the name a person types, in the order in which they run."""
+
+USUAL_STAGES = tuple(name for name, stage in STAGES.items() if stage.usual)
+"""The stages that run where nobody named any. None of them simulates anything."""
+
+DEMO_STAGES = tuple(STAGES)
+"""The stages of the demonstration's case."""
 
 
 def stages(names: Sequence[str]) -> tuple[str, ...]:
@@ -112,8 +147,8 @@ def stages(names: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
-def plan(sources: Sources, names: Sequence[str] = tuple(STAGES), *, model: str = DEFAULT_MODEL) -> list[Step]:
-    """Return the steps of the named stages that have their files.
+def plan(sources: Sources, names: Sequence[str] = USUAL_STAGES, *, model: str = DEFAULT_MODEL) -> list[Step]:
+    """Return the steps of the named stages that have their files, each once.
 
     Raises:
         InputError: No file at all for these stages.
@@ -122,7 +157,10 @@ def plan(sources: Sources, names: Sequence[str] = tuple(STAGES), *, model: str =
     given = [name for name in chosen if not STAGES[name].takes or sources.files(STAGES[name].takes)]
     if not any(STAGES[name].takes for name in given):
         raise InputError("a case needs at least one file", expected="a T1 image, a CT slice or a record")
-    return [step for name in given for step in STAGES[name].steps(sources, model)]
+    steps: list[Step] = []
+    for name in given:
+        steps += [step for step in STAGES[name].steps(sources, model) if step not in steps]
+    return steps
 
 
 def run_case(
@@ -132,6 +170,7 @@ def run_case(
     label: str,
     model: str = DEFAULT_MODEL,
     case_id: str | None = None,
+    names: Sequence[str] = USUAL_STAGES,
 ) -> str:
     """Take files into a case, run every step that has its inputs, and return the case's id.
 
@@ -143,13 +182,14 @@ def run_case(
             rules word the impression).
         case_id: A case that was begun, to complete; what is in it already is not done again. Without one,
             a case is opened.
+        names: Stages to run.
 
     Raises:
         InputError: No file at all, or a file that a step refuses. What was done before stays in the case.
     """
-    steps = plan(sources, model=model)
-    names = [stage.takes for stage in STAGES.values() if stage.takes]
-    files = {f"{name}.files": sources.files(name) for name in names if sources.files(name)}
+    steps = plan(sources, names, model=model)
+    takes = dict.fromkeys(STAGES[name].takes for name in stages(names) if STAGES[name].takes)
+    files = {f"{take}.files": sources.files(take) for take in takes if sources.files(take)}
     case_id = case_id or runner.store.create_case(label)
     complete_case(runner, case_id, files, steps)
     return case_id

@@ -21,7 +21,16 @@ __all__ = [
     "title_of",
 ]
 
-_TITLES = {"t1": "T1 image", "ct": "CT slice", "tissue": "Brain tissue", "ct-classes": "CT tissue classes"}
+_TITLES = {
+    "t1": "T1 image",
+    "ct": "CT slice",
+    "tissue": "Brain tissue",
+    "ct-classes": "CT tissue classes",
+    "ct-scanned": "CT slice as scanned in simulation",
+    "ct-fbp": "Simulated low-dose CT, FBP",
+    "ct-low-dose": "Simulated low-dose CT",
+    "ct-low-dose-classes": "Classes on the simulated low-dose CT",
+}
 _SAID = {
     FindingState.DRAFT: "undecided",
     FindingState.ACCEPTED: "accepted",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sagittal.case.store import CaseStore
 from sagittal.workflow.models import ModelShelf
-from sagittal.workflow.pipeline import STAGES, Sources, complete_case
+from sagittal.workflow.pipeline import STAGES, USUAL_STAGES, Sources, complete_case
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps import DraftReport
 
@@ -24,7 +24,8 @@ def complete(location: str, objects: Path, case_id: str, roles: Sequence[str], e
     """Run the steps that follow from received files, and draft the report by rules."""
     with CaseStore(location, objects=objects) as store:
         sources = Sources(encoding=encoding)
-        stages = [stage for stage in STAGES.values() if not stage.takes or stage.takes in roles]
+        usual = [STAGES[name] for name in USUAL_STAGES]
+        stages = [stage for stage in usual if not stage.takes or stage.takes in roles]
         steps = [step for stage in stages for step in stage.steps(sources, "")]
         complete_case(_runner(store), case_id, {}, steps)
 

@@ -71,7 +71,7 @@ def export_case(store: CaseStore, case_id: str, folder: Path, *, report: Report 
 
 def _fill(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[str, Path]:
     from sagittal.workflow.export.fhir import write_fhir
-    from sagittal.workflow.export.page import write_page
+    from sagittal.workflow.export.page import SHOWN, write_page
 
     draft = _value(store, case, "report")
     if draft is None:
@@ -81,7 +81,7 @@ def _fill(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[st
         "record": write_text(folder / _MARK, json.dumps(_record(case), indent=2, ensure_ascii=False) + "\n"),
         "fhir": write_fhir(case, draft, folder / "report.fhir.json"),
     }
-    volumes = {role: _value(store, case, role) for role in ("t1", "tissue", "ct", "ct-classes")}
+    volumes = {role: _value(store, case, role) for role in SHOWN}
     if volumes["t1"] is not None and volumes["tissue"] is not None:
         report("writing NIfTI")
         files["nifti"] = folder / "nifti" / "tissue.nii.gz"

@@ -183,7 +183,8 @@ def received_instances(store: CaseStore, case: Case, role: str) -> list[Any]:
 
 def _findings_on(case: Case, roles: set[str]) -> Sequence[Finding]:
     runs = {run.number: {one.role for one in (*run.inputs, *run.outputs)} for run in case.runs}
-    return [finding for finding in case.standing() if roles & runs.get(finding.run or 0, set())]
+    observed = (finding for finding in case.standing() if not finding.content.simulated)
+    return [finding for finding in observed if roles & runs.get(finding.run or 0, set())]
 
 
 def _writer(case: Case, role: str) -> Run:

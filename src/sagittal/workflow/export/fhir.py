@@ -24,26 +24,28 @@ def fhir_bundle(case: Case, report: dict[str, Any]) -> dict[str, Any]:
 
     The patient is a logical reference by case id: no name, birth date or hospital number is in it. The
     report stays ``preliminary``: a person, not this program, makes it final. An interval goes into
-    components of the Observation, so that no receiver reads it as a reference range.
+    components of the Observation, so that no receiver reads it as a reference range. What was found on a
+    simulated scan is left out: it was not observed on the patient.
 
     Raises:
         pydantic.ValidationError: The bundle does not fit the standard; a fault of sagittal.
     """
     subject = {"display": f"sagittal case {case.id}"}
-    observations = [_observation(case, finding, subject) for finding in case.standing()]
+    observed = [f for f in case.standing() if not f.content.simulated]
+    observations = [_observation(case, finding, subject) for finding in observed]
     diagnostic = {
         "resourceType": "DiagnosticReport",
         "status": "preliminary",
         "code": {"coding": [_LOINC_REPORT], "text": "Draft imaging report, not reviewed"},
         "subject": subject,
         "issued": case.findings[-1].added if case.findings else case.created,
-        "result": [{"reference": _urn(case, f"finding {f.number}")} for f in case.standing()],
+        "result": [{"reference": _urn(case, f"finding {f.number}")} for f in observed],
         "conclusion": report["impression"]["text"],
     }
     entries = [(_urn(case, "report"), diagnostic)]
     entries += [
         (_urn(case, f"finding {finding.number}"), observation)
-        for finding, observation in zip(case.standing(), observations, strict=True)
+        for finding, observation in zip(observed, observations, strict=True)
     ]
     bundle = {
         "resourceType": "Bundle",

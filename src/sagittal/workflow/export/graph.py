@@ -8,7 +8,7 @@ from sagittal.case.record import Case, Run
 
 __all__ = ["Box", "Graph", "Line", "provenance_graph"]
 
-_WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 176, 62, 46, 16
+_WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 196, 62, 46, 16
 
 
 @dataclass(frozen=True, kw_only=True)

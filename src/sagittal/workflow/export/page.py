@@ -13,10 +13,20 @@ from sagittal.case.record import Case, Finding
 from sagittal.core.files import write_text
 from sagittal.volume import Volume
 from sagittal.workflow.export.graph import provenance_graph
-from sagittal.workflow.export.pictures import COLOURS, ct_plane, orthogonal_planes, tissue_planes
+from sagittal.workflow.export.pictures import (
+    COLOURS,
+    ct_plane,
+    low_dose_pictures,
+    orthogonal_planes,
+    tissue_planes,
+)
 
-__all__ = ["write_page"]
+__all__ = ["SHOWN", "write_page"]
 
+SHOWN = ("t1", "tissue", "ct", "ct-classes", "ct-scanned", "ct-fbp", "ct-low-dose", "ct-low-dose-classes")
+"""Roles of the volumes that the page has pictures of."""
+
+_METHODS = {"fbp": "FBP", "edge-preserving-tv": "edge-preserving TV", "tv": "TV"}
 _TISSUE = {"csf": "Cerebrospinal fluid", "gm": "Grey matter", "wm": "White matter"}
 
 
@@ -32,7 +42,7 @@ def write_page(
     Args:
         case: The case.
         draft: The report as ``draft-report`` wrote it.
-        volumes: Roles ``t1``, ``tissue``, ``ct``, ``ct-classes``; None where the case has none.
+        volumes: The roles of :data:`SHOWN`; None where the case has none.
         reading: What ``read-record`` wrote, or None.
         path: Where to write.
     """
@@ -53,6 +63,7 @@ def write_page(
         planes=tissue_planes(t1, tissue) if t1 is not None and tissue is not None else [],
         sides=orthogonal_planes(t1, tissue) if t1 is not None and tissue is not None else {},
         ct=ct_plane(ct, materials) if ct is not None and materials is not None else None,
+        low_dose=_low_dose(case, volumes),
         bars=_bars(case) if both else [],
         cautions=[f.content for f in case.standing("image.source") if f.content.caution],
         reading=reading,
@@ -61,6 +72,39 @@ def write_page(
         version=__version__,
     )
     return write_text(path, page)
+
+
+def _low_dose(case: Case, volumes: Mapping[str, Volume | None]) -> dict[str, Any] | None:
+    """Return the slice that was scanned in simulation beside its reconstructions, or None without them."""
+    shown = {role: volumes[role] for role in ("ct-scanned", "ct-fbp", "ct-low-dose")}
+    found = {role: volume for role, volume in shown.items() if volume is not None}
+    classes = volumes["ct-low-dose-classes"]
+    if len(found) < len(shown) or classes is None or found["ct-low-dose"].variance is None:
+        return None
+    pictures = low_dose_pictures(found, classes, "ct-low-dose")
+    found_by = [f.content.details for f in case.standing("simulated-ct.reconstruction")]
+    said = {details["role"]: details for details in found_by}
+    scans = case.standing("simulated-ct.scan")
+
+    def panel(role: str, title: str, words: str = "") -> dict[str, str]:
+        details = said.get(role)
+        return {
+            "image": pictures.images[role],
+            "title": f"{_METHODS.get(details['method'], details['method'])}, {title}" if details else title,
+            "said": f"RMSE {details['rmse']:.0f} HU against the original" if details else words,
+        }
+
+    return {
+        "panels": [
+            panel("ct-scanned", "Original", "the slice that was scanned, averaged to larger pixels"),
+            panel("ct-fbp", "simulated scan"),
+            panel("ct-low-dose", "simulated scan"),
+            panel("doubt", "Its standard deviation", f"black 0, white {pictures.most:.0f} HU or more"),
+        ],
+        "scan": scans[-1].content.details if scans else None,
+        "width": pictures.width,
+        "height": pictures.height,
+    }
 
 
 def _bars(case: Case) -> list[dict[str, Any]]:

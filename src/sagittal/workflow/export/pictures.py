@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,16 @@ from sagittal.core.errors import InputError
 from sagittal.segmentation import entropy_bits
 from sagittal.volume import Volume, reorient, require_same_space
 
-__all__ = ["COLOURS", "Plane", "ct_plane", "orthogonal_planes", "slice_png", "tissue_planes"]
+__all__ = [
+    "COLOURS",
+    "Plane",
+    "SlicePictures",
+    "ct_plane",
+    "low_dose_pictures",
+    "orthogonal_planes",
+    "slice_png",
+    "tissue_planes",
+]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "csf": (64, 156, 255),
@@ -54,6 +63,23 @@ class Plane:
     height: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class SlicePictures:
+    """One slice in several pictures of the same place, as data URIs by name.
+
+    Attributes:
+        images: The pictures.
+        most: Standard deviation that is drawn brightest, in the unit of the slice.
+        width: Width of each in pixels of one square millimetre's side.
+        height: Height likewise.
+    """
+
+    images: dict[str, str]
+    most: float
+    width: int
+    height: int
+
+
 def tissue_planes(t1: Volume, tissue: Volume, count: int = 24) -> list[Plane]:
     """Return ``count`` axial slices from the bottom of the brain to its top, seen from the feet.
 
@@ -87,6 +113,42 @@ def ct_plane(ct: Volume, classes: Volume) -> Plane:
     """
     box = _box(classes.array > 0)
     return _plane(ct, classes, 2, 0, box, _CT_WINDOW)
+
+
+def low_dose_pictures(volumes: Mapping[str, Volume], classes: Volume, doubtful: str) -> SlicePictures:
+    """Return slices in the CT window of -160 to 240 HU, cropped alike to the head, and the doubt of one.
+
+    The patient's right is on the left of the pictures, anterior is up.
+
+    Args:
+        volumes: Slices by name, on the same grid.
+        classes: Labels on that grid: what is above 0 is the head.
+        doubtful: Name of a slice with a variance; its standard deviation is the picture ``"doubt"``, from
+            black at 0 to white at the 99 % quantile inside the head.
+
+    Raises:
+        GeometryError: Slices of another grid.
+    """
+    for name, volume in volumes.items():
+        require_same_space(volume, classes, source=name)
+    head = reorient(classes, "LPS")
+    box = (*_box(head.array > 0)[:2], 0)
+    low, high = _CT_WINDOW
+    images = {}
+    for name, volume in volumes.items():
+        images[name] = _grey((reorient(volume, "LPS").array[box].astype(np.float64) - low) / (high - low))
+    variance = reorient(volumes[doubtful], "LPS").variance
+    assert variance is not None, "the caller chose a slice with a variance"
+    sd = np.sqrt(variance[box].astype(np.float64))
+    most = max(float(np.percentile(sd[head.array[box] > 0], 99)), 1.0)
+    images["doubt"] = _grey(sd / most)
+    spacing = head.geometry.spacing
+    return SlicePictures(
+        images=images,
+        most=most,
+        width=round(sd.shape[0] * spacing[0]),
+        height=round(sd.shape[1] * spacing[1]),
+    )
 
 
 def slice_png(volume: Volume, axis: str, index: int, *, over: Volume | None = None) -> bytes:
@@ -199,6 +261,10 @@ def _turn(picture: NDArray[np.uint8], flip: bool) -> NDArray[np.uint8]:
     """From (first axis, second axis) to rows and columns, rows down."""
     turned = picture.swapaxes(0, 1)
     return turned[::-1] if flip else turned
+
+
+def _grey(share: NDArray[np.float64]) -> str:
+    return _png(_turn((np.clip(share, 0, 1) * 255).round().astype(np.uint8), False))
 
 
 def _png(picture: NDArray[np.uint8]) -> str:

@@ -6,6 +6,7 @@ from sagittal.workflow.steps.image import ReadImage
 from sagittal.workflow.steps.reconstruction import ReconstructCT
 from sagittal.workflow.steps.record import ReadRecord, TakeRecord
 from sagittal.workflow.steps.report import DraftReport
+from sagittal.workflow.steps.simulated_scan import SimulateCTScan
 from sagittal.workflow.steps.tissue import SegmentTissue
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "ReadRecord",
     "ReconstructCT",
     "SegmentTissue",
+    "SimulateCTScan",
     "TakeRecord",
 ]

@@ -6,12 +6,16 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sagittal.case.record import FindingDraft
 from sagittal.core.errors import InputError
 from sagittal.workflow.artifacts import Kind, SourceFiles
 from sagittal.workflow.step import Context, Result, Step
+
+if TYPE_CHECKING:
+    from sagittal.reconstruction import StoredScan
+    from sagittal.volume import Geometry
 
 __all__ = ["ReconstructCT"]
 
@@ -24,42 +28,38 @@ class ReconstructCT(Step):
         method: One of :data:`sagittal.reconstruction.METHODS`.
         variance: Whether each voxel's variance is computed.
         options: Those of the method.
+        scan: The scan's part in the case; its file is under ``scan + ".files"``.
+        role: The image's part in the case.
     """
 
     name: ClassVar[str] = "reconstruct-ct"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     doubt: ClassVar[str] = "starts it where the method gives a variance: photon noise, through to each voxel"
     packages: ClassVar[tuple[str, ...]] = ("numpy", "scipy")
 
     method: str
     variance: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    scan: str = "scan"
+    role: str = "ct"
 
     @property
     def reads(self) -> Mapping[str, Kind]:
-        return {"scan.files": Kind.FILES}
+        return {f"{self.scan}.files": Kind.FILES}
 
     @property
     def writes(self) -> Mapping[str, Kind]:
-        return {"ct": Kind.VOLUME}
+        return {self.role: Kind.VOLUME}
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
-        from sagittal.reconstruction import read_scan, reconstruct, truncated_share
+        from sagittal.reconstruction import reconstruct, truncated_share
+        from sagittal.volume.image_metrics import rmse
 
-        source: SourceFiles = inputs["scan.files"]
-        if len(source.files) != 1:
-            raise InputError("a scan is one file", source="scan.files", value=len(source.files))
-        with tempfile.TemporaryDirectory(prefix="sagittal-") as folder:
-            path = Path(folder) / "scan.npz"
-            path.write_bytes(source.files[0][1])
-            stored = read_scan(path)
-        if stored.grid is None:
-            raise InputError(
-                "the scan does not say where its image lies", source="scan.files", expected="a grid"
-            )
+        context.report(f"reconstructing by {self.method}")
+        stored, grid = _stored(inputs[f"{self.scan}.files"], f"{self.scan}.files")
         found = reconstruct(
             stored.scan,
-            stored.grid,
+            grid,
             self.method,
             variance=self.variance,
             report=context.report,
@@ -67,19 +67,43 @@ class ReconstructCT(Step):
         )
         views, _, bins = stored.scan.geometry.shape
         kind, cut = stored.scan.geometry.kind, truncated_share(stored.scan)
-        cautions = ["The scan was simulated from an image."] if stored.truth is not None else []
+        simulated = stored.truth is not None
+        statement = f"CT reconstructed by {self.method} from {views} {kind}-beam views of {bins} bins"
+        cautions = ["The scan was simulated from an image."] if simulated else []
         if cut > 0:
             cautions.append(f"In {cut:.0%} of the views the object reaches beyond the detector.")
+        details = {
+            "role": self.role,
+            "method": self.method,
+            "iterations": len(found.energies),
+            "stopped": found.stopped,
+            "discrepancy": found.discrepancy,
+            "variance": self.variance,
+        }
+        volume = found.volume
+        if stored.truth is not None:
+            volume = volume.replace(facts={**volume.facts, "simulated": True})
+            details["rmse"] = round(rmse(volume, stored.truth), 3)
+            statement += f"; it is {details['rmse']:.0f} HU off what was scanned (root mean square)"
         finding = FindingDraft(
-            code="image.reconstruction",
-            subject="CT",
-            statement=f"CT reconstructed by {self.method} from {views} {kind}-beam views of {bins} bins.",
+            code="simulated-ct.reconstruction" if simulated else "image.reconstruction",
+            subject="simulated low-dose CT" if simulated else "CT",
+            statement=f"{statement}.",
             caution=" ".join(cautions),
-            details={
-                "iterations": len(found.energies),
-                "stopped": found.stopped,
-                "discrepancy": found.discrepancy,
-                "variance": self.variance,
-            },
+            details=details,
         )
-        return Result(outputs={"ct": found.volume}, findings=[finding])
+        return Result(outputs={self.role: volume}, findings=[finding])
+
+
+def _stored(source: SourceFiles, role: str) -> tuple[StoredScan, Geometry]:
+    from sagittal.reconstruction import read_scan
+
+    if len(source.files) != 1:
+        raise InputError("a scan is one file", source=role, value=len(source.files))
+    with tempfile.TemporaryDirectory(prefix="sagittal-") as folder:
+        path = Path(folder) / "scan.npz"
+        path.write_bytes(source.files[0][1])
+        stored = read_scan(path)
+    if stored.grid is None:
+        raise InputError("the scan does not say where its image lies", source=role, expected="a grid")
+    return stored, stored.grid
