@@ -1,6 +1,7 @@
 from sagittal.volume.convert import from_monai, from_nibabel, from_torchio, to_monai, to_nibabel, to_torchio
 from sagittal.volume.dicom_read import read_dicom
 from sagittal.volume.dicom_write import write_dicom_series
+from sagittal.volume.fields import DisplacementField, Inverse, WarpInterpolation, warp
 from sagittal.volume.geometry import Geometry
 from sagittal.volume.io import image_format, read_volume
 from sagittal.volume.itk import from_sitk, read_itk, to_sitk, write_itk
@@ -12,10 +13,13 @@ from sagittal.volume.volume import PROBABILITY_TOLERANCE, Volume, require_same_s
 __all__ = [
     "PROBABILITY_TOLERANCE",
     "Body",
+    "DisplacementField",
     "Geometry",
     "Interpolation",
+    "Inverse",
     "Phantom",
     "Volume",
+    "WarpInterpolation",
     "crop",
     "crop_to_content",
     "from_monai",
@@ -34,6 +38,7 @@ __all__ = [
     "to_nibabel",
     "to_sitk",
     "to_torchio",
+    "warp",
     "write_dicom_series",
     "write_itk",
     "write_nifti",
