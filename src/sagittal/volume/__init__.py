@@ -1,6 +1,14 @@
 from sagittal.volume.convert import from_monai, from_nibabel, from_torchio, to_monai, to_nibabel, to_torchio
 from sagittal.volume.dicom_read import read_dicom
 from sagittal.volume.dicom_write import write_dicom_series
+from sagittal.volume.field_io import (
+    field_from_sitk,
+    field_to_sitk,
+    read_field,
+    read_vectors,
+    write_field,
+    write_vectors,
+)
 from sagittal.volume.fields import DisplacementField, Inverse, WarpInterpolation, warp
 from sagittal.volume.geometry import Geometry
 from sagittal.volume.io import image_format, read_volume
@@ -22,14 +30,18 @@ __all__ = [
     "WarpInterpolation",
     "crop",
     "crop_to_content",
+    "field_from_sitk",
+    "field_to_sitk",
     "from_monai",
     "from_nibabel",
     "from_sitk",
     "from_torchio",
     "image_format",
     "read_dicom",
+    "read_field",
     "read_itk",
     "read_nifti",
+    "read_vectors",
     "read_volume",
     "reorient",
     "require_same_space",
@@ -40,6 +52,8 @@ __all__ = [
     "to_torchio",
     "warp",
     "write_dicom_series",
+    "write_field",
     "write_itk",
     "write_nifti",
+    "write_vectors",
 ]
