@@ -70,7 +70,7 @@ def bump(peak_mm: float, half_width: ArrayLike, seed: int, modes: int = 2) -> Ma
     half = np.asarray(half_width, dtype=np.float64)
 
     def displacement(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        phase = np.clip((points + half) / (2 * half), 0, 1) * np.pi
+        phase = (points + half) / (2 * half) * np.pi
         waves: Any = [np.stack([np.sin((n + 1) * phase[..., a]) for n in range(modes)]) for a in range(3)]
         found = np.einsum("capq,a...,p...,q...->...c", factors, *waves)
         return peak_mm * found / np.abs(factors).sum(axis=(1, 2, 3)).max()
