@@ -76,7 +76,9 @@ def inverted(
 def folded_onto(
     displacement: NDArray[Any], affine: NDArray[Any], folds: NDArray[np.bool_], grid: Geometry
 ) -> NDArray[np.bool_]:
-    """Tell which voxels of a grid lie within a voxel of where folded ones are moved to.
+    """Tell which voxels of a grid lie within a voxel of where folded ones and their neighbours are moved to.
+
+    The neighbours, because a fold between two voxels shows in the differences at one of them only.
 
     Args:
         displacement: Shape (3, i, j, k), mm in RAS+.
@@ -88,9 +90,11 @@ def folded_onto(
         Shape of the grid.
     """
     covered = np.zeros(grid.shape, dtype=np.bool_)
-    if folds.any():
-        found = np.rint(field_maps.places(displacement, affine, grid.affine)[:, folds]).astype(np.intp)
-        count = np.reshape(grid.shape, (3, 1))
-        covered[tuple(found[:, ((found >= 0) & (found < count)).all(axis=0)])] = True
-        covered = optional_import("scipy.ndimage").binary_dilation(covered, np.ones((3, 3, 3)))
-    return covered
+    if not folds.any():
+        return covered
+    ndimage, around = optional_import("scipy.ndimage"), np.ones((3, 3, 3))
+    near = ndimage.binary_dilation(folds, around)
+    found = np.rint(field_maps.places(displacement, affine, grid.affine)[:, near]).astype(np.intp)
+    count = np.reshape(grid.shape, (3, 1))
+    covered[tuple(found[:, ((found >= 0) & (found < count)).all(axis=0)])] = True
+    return np.asarray(ndimage.binary_dilation(covered, around), dtype=np.bool_)
