@@ -33,11 +33,12 @@ _LARGEST_NIFTI1_AXIS = 32767
 
 @dataclass(frozen=True)
 class NiftiData:
-    """The content of one file: rescaled values (3-D, or 4-D where asked for) and their grid."""
+    """The content of one file: rescaled values (3-D, or more where asked for), grid and intent."""
 
     array: NDArray[Any]
     geometry: Geometry
     placed: bool
+    intent: int = 0
 
 
 def read_file(path: Path, *, max_bytes: int, ndim: int = 3, allow_unplaced: bool = False) -> NiftiData:
@@ -81,11 +82,11 @@ def read_file(path: Path, *, max_bytes: int, ndim: int = 3, allow_unplaced: bool
     scaling = _scaling(header, path)
     if scaling is not None:
         array = rescale_frames(array, [scaling] * array.shape[-1])
-    return NiftiData(array, geometry, placed)
+    return NiftiData(array, geometry, placed, int(header["intent_code"]))
 
 
-def write_file(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write values of shape (i, j, k) or (i, j, k, c) as a NIfTI file, whole or not at all.
+def write_file(path: Path, array: NDArray[Any], geometry: Geometry, intent: int = 0) -> None:
+    """Write values of shape (i, j, k), (i, j, k, c) or (i, j, k, 1, c) as a NIfTI file, whole or not at all.
 
     The same content gives the same bytes. Float16 is stored as float32 and bool as uint8, which the
     format lacks. The affine is stored as the format allows: float32 in NIfTI-1.
@@ -98,6 +99,7 @@ def write_file(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     kind = nibabel.Nifti1Image if max(array.shape) <= _LARGEST_NIFTI1_AXIS else nibabel.Nifti2Image
     image = kind(array.astype(stored, copy=False), None, dtype=stored)
     image.header.set_xyzt_units("mm")
+    image.header["intent_code"] = intent
     image.set_sform(geometry.affine, code="scanner")
     axes = geometry.direction
     if np.allclose(axes.T @ axes, np.eye(3), atol=1e-9):  # a qform cannot hold a sheared grid

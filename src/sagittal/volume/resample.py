@@ -13,7 +13,7 @@ from sagittal.core.optional import optional_import
 from sagittal.volume.geometry import Geometry
 from sagittal.volume.volume import Volume
 
-__all__ = ["Interpolation", "crop", "crop_to_content", "reorient", "resample"]
+__all__ = ["Interpolation", "carried", "crop", "crop_to_content", "reorient", "resample"]
 
 Interpolation = Literal["nearest", "linear", "cubic"]
 _ORDERS = {"nearest": 0, "linear": 1, "cubic": 3}
@@ -57,8 +57,6 @@ def resample(
         raise InputError("unknown interpolation", value=interpolation, expected="nearest, linear or cubic")
     ndimage = optional_import("scipy.ndimage")
     index_map = np.linalg.inv(volume.geometry.affine) @ geometry.affine
-    inside = _inside(index_map, volume.shape, geometry.shape)
-    order = _ORDERS[interpolation]
 
     def sampled(values: NDArray[Any], order: int) -> NDArray[Any]:
         if order == 0:
@@ -73,6 +71,31 @@ def resample(
         )
         return result
 
+    inside = _inside(index_map, volume.shape, geometry.shape)
+    return carried(volume, geometry, sampled, inside, _ORDERS[interpolation], outside)
+
+
+def carried(
+    volume: Volume,
+    geometry: Geometry,
+    sampled: Callable[[NDArray[Any], int], NDArray[Any]],
+    inside: NDArray[np.bool_],
+    order: int,
+    outside: float | None,
+) -> Volume:
+    """Bring voxels, variance and probabilities onto another grid, as :func:`resample` says.
+
+    Args:
+        volume: The source.
+        geometry: The target grid.
+        sampled: Interpolates values of the source's grid on the target's, at an order of 0, 1 or 3.
+        inside: Which target voxels lie in the source.
+        order: That of the voxels.
+        outside: Value of voxels outside; by default -1024 in HU, else 0.
+
+    Raises:
+        InputError: A value for outside that the dtype cannot hold.
+    """
     fill = (_AIR_HU if volume.unit == "HU" else 0.0) if outside is None else float(outside)
     source = volume.array
     dtype = source.dtype if order == 0 else _float_for(source.dtype)

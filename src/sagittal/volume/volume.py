@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.provenance import canonical_json, hash_array, hash_json
+from sagittal.volume._arrays import frozen, refuse_where
 from sagittal.volume.geometry import Geometry
 
 __all__ = ["PROBABILITY_TOLERANCE", "Volume", "require_same_space"]
@@ -61,25 +62,25 @@ class Volume:
         if not self.unit or not isinstance(self.unit, str):
             raise InputError("a volume needs a unit", value=repr(self.unit), expected='such as "HU" or "1"')
         shape = self.geometry.shape
-        object.__setattr__(self, "array", _frozen(self.array, "voxels", shape, "biuf"))
+        object.__setattr__(self, "array", frozen(self.array, "voxels", shape, "biuf"))
         if self.variance is not None:
-            variance = _frozen(self.variance, "variance", shape, "iuf")
-            _refuse_where(variance < 0, variance, "variance is negative", "0 or more")
+            variance = frozen(self.variance, "variance", shape, "iuf")
+            refuse_where(variance < 0, variance, "variance is negative", "0 or more")
             object.__setattr__(self, "variance", variance)
         object.__setattr__(self, "classes", _checked_classes(self.classes))
         if self.probabilities is None:
             if self.classes:
                 raise InputError("classes are named without probabilities", value=list(self.classes))
         else:
-            probabilities = _frozen(self.probabilities, "probabilities", (*shape, len(self.classes)), "f")
-            _refuse_where(
+            probabilities = frozen(self.probabilities, "probabilities", (*shape, len(self.classes)), "f")
+            refuse_where(
                 (probabilities < 0) | (probabilities > 1),
                 probabilities,
                 "probabilities leave their range",
                 "0 to 1",
             )
             total = probabilities.sum(axis=-1, dtype=np.float64)
-            _refuse_where(
+            refuse_where(
                 total > 1 + PROBABILITY_TOLERANCE, total, "probabilities of one voxel sum to more than 1", "1"
             )
             object.__setattr__(self, "probabilities", probabilities)
@@ -173,44 +174,6 @@ def require_same_space(
             source=source,
             value=f"corners {apart:.4g} mm apart",
             expected=f"{tolerance_mm:g} mm or less; resample one onto the other",
-        )
-
-
-def _frozen(array: Any, name: str, shape: tuple[int, ...], kinds: str) -> NDArray[Any]:
-    values = np.asarray(array)
-    if values.dtype.kind not in kinds or values.dtype.itemsize > 8:
-        raise InputError(
-            f"{name} have a dtype that a volume cannot hold",
-            value=values.dtype,
-            expected="real numbers of 1 to 8 bytes" if "i" in kinds else "floats of 2 to 8 bytes",
-        )
-    if values.shape != shape:
-        raise GeometryError(f"{name} do not have the grid's shape", value=values.shape, expected=str(shape))
-    if values.dtype.kind == "f":
-        _refuse_where(~np.isfinite(values), values, f"{name} are not finite", "finite numbers")
-    native = values.dtype.newbyteorder("=")
-    if values.dtype != native or not _is_immutable(values):
-        values = np.array(values, dtype=native, copy=True, order="K", subok=False)
-        values.setflags(write=False)
-    return values
-
-
-def _is_immutable(array: NDArray[Any]) -> bool:
-    """Tell whether nobody can write to this memory: each owner down the chain is read-only."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray):
-        if owner.flags.writeable:
-            return False
-        owner = owner.base
-    return owner is None or isinstance(owner, bytes)
-
-
-def _refuse_where(wrong: NDArray[np.bool_], values: NDArray[Any], problem: str, expected: str) -> None:
-    count = int(np.count_nonzero(wrong))
-    if count:
-        first = tuple(int(axis) for axis in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
-        raise InputError(
-            problem, value=f"{count} of {wrong.size}, first {values[first]} at {first}", expected=expected
         )
 
 

@@ -14,7 +14,15 @@ import sagittal.workbench.store_commands  # noqa: F401  (adds its commands to th
 from sagittal import __version__
 from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, status
-from sagittal.workbench import assets_commands, batch_command, case_commands, ct, dicom_commands, language
+from sagittal.workbench import (
+    assets_commands,
+    batch_command,
+    case_commands,
+    ct,
+    dicom_commands,
+    field,
+    language,
+)
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
 from sagittal.workbench.serve import serve
@@ -34,6 +42,7 @@ app.add_typer(case_commands.app, name="case", help="Cases in the store.")
 app.add_typer(dicom_commands.app, name="dicomweb", help="Image archives that speak DICOMweb.")
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
 app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compare.")
+app.add_typer(field.app, name="field", help="Displacement fields: volume change, rotation, inverse, average.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
 
 app.command()(serve)
