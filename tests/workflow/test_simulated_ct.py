@@ -115,7 +115,7 @@ def test_the_stage_is_there_for_who_names_it_alone() -> None:
 
 def test_every_finding_of_the_simulation_says_so(findings: tuple[Finding, ...]) -> None:
     assert {finding.content.code for finding in findings} == {
-        f"simulated-ct.{what}" for what in ("scan", "reconstruction", "area", "mean", "noise")
+        f"simulated-ct.{what}" for what in ("scan", "reconstruction", "area", "mean", "deviation")
     }
     for finding in findings:
         content = finding.content

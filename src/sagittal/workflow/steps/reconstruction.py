@@ -15,7 +15,7 @@ from sagittal.workflow.step import Context, Result, Step
 
 if TYPE_CHECKING:
     from sagittal.reconstruction import StoredScan
-    from sagittal.volume import Geometry
+    from sagittal.volume import Geometry, Volume
 
 __all__ = ["ReconstructCT"]
 
@@ -34,7 +34,9 @@ class ReconstructCT(Step):
 
     name: ClassVar[str] = "reconstruct-ct"
     version: ClassVar[str] = "2"
-    doubt: ClassVar[str] = "starts it where the method gives a variance: photon noise, through to each voxel"
+    doubt: ClassVar[str] = (
+        "starts it where a variance is asked for: photon noise, and what the method gets wrong, in each voxel"
+    )
     packages: ClassVar[tuple[str, ...]] = ("numpy", "scipy")
 
     method: str
@@ -63,7 +65,7 @@ class ReconstructCT(Step):
             self.method,
             variance=self.variance,
             report=context.report,
-            **self.options,
+            **{"seed": context.seed, **self.options},
         )
         views, _, bins = stored.scan.geometry.shape
         kind, cut = stored.scan.geometry.kind, truncated_share(stored.scan)
@@ -72,6 +74,7 @@ class ReconstructCT(Step):
         cautions = ["The scan was simulated from an image."] if simulated else []
         if cut > 0:
             cautions.append(f"In {cut:.0%} of the views the object reaches beyond the detector.")
+        cautions += _of_the_variance(found.volume)
         details = {
             "role": self.role,
             "method": self.method,
@@ -93,6 +96,22 @@ class ReconstructCT(Step):
             details=details,
         )
         return Result(outputs={self.role: volume}, findings=[finding])
+
+
+def _of_the_variance(volume: Volume) -> list[str]:
+    """Return what a reader must know of a variance: its parts, and what it cannot know of."""
+    doubt = volume.facts.get("doubt")
+    if doubt is None:
+        return []
+    said = [
+        f"{doubt['noise_share']:.0%} of its variance is photon noise, the rest what the method may get wrong."
+    ]
+    if unseen := doubt.get("unseen_disc"):
+        said.append(
+            f"A disc of {unseen['diameter_mm']:.1f} mm that stands out by less than "
+            f"{unseen['below_hu']:.0f} HU may be missing without a trace in the variance."
+        )
+    return said
 
 
 def _stored(source: SourceFiles, role: str) -> tuple[StoredScan, Geometry]:
