@@ -62,8 +62,8 @@ class HounsfieldClasses:
     reconstruction has; else it is measured on the slice and the same everywhere. (A smoothing method
     leaves little to measure: its errors are shared by neighbours, and differences do not see them.)
     Partial volume is not in it: at an edge the voxel holds both materials, and the thresholds are a
-    convention. The noise is in ``h`` already and counts once more, so
-    a material close to its threshold reads low. [inference: the design is ours]
+    convention. The noise is in ``h`` already and counts once more, so a material close to its threshold
+    reads low. [inference: the design is ours]
 
     Attributes:
         air_below: HU under which a voxel is air.

@@ -103,9 +103,8 @@ def _of_the_variance(volume: Volume) -> list[str]:
     doubt = volume.facts.get("doubt")
     if doubt is None:
         return []
-    said = [
-        f"{doubt['noise_share']:.0%} of its variance is photon noise, the rest what the method may get wrong."
-    ]
+    share = 100 * doubt["noise_share"]
+    said = [f"Photon noise is {share:.0f} % of its variance, the rest what the method may get wrong."]
     if unseen := doubt.get("unseen_disc"):
         said.append(
             f"A disc of {unseen['diameter_mm']:.1f} mm that stands out by less than "
