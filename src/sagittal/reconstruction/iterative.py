@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
+
+if TYPE_CHECKING:
+    from sagittal.reconstruction.uncertainty import Uncertainty
 
 __all__ = ["Reconstruction", "cgls", "ordered_subsets", "sirt"]
 
@@ -36,12 +40,14 @@ class Reconstruction:
         stopped: Why it ended: "iterations", "converged", or "stalled" where rounding allowed no further fall.
         discrepancy: Mean over rays of the squared residual by its variance; near 1 where the image explains
             the scan up to its noise. None where the dose is not known.
+        doubt: What the volume's variance is made of; None where none was asked for.
     """
 
     volume: Volume
     energies: tuple[float, ...]
     stopped: str
     discrepancy: float | None = None
+    doubt: Uncertainty | None = None
 
 
 def sirt(

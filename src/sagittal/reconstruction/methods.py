@@ -113,7 +113,8 @@ def reconstruct(
         report=report,
     )
     facts = {**image.facts, "doubt": doubts.facts}
-    return dataclasses.replace(found, volume=image.replace(variance=doubts.variance, facts=facts))
+    volume = image.replace(variance=doubts.variance, facts=facts)
+    return dataclasses.replace(found, volume=volume, doubt=doubts)
 
 
 def _by_name(

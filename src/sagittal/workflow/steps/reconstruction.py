@@ -27,7 +27,7 @@ class ReconstructCT(Step):
     Attributes:
         method: One of :data:`sagittal.reconstruction.METHODS`.
         variance: Whether each voxel's variance is computed.
-        options: Those of the method.
+        options: Those of the method, and of the variance: ``doubt``, ``draws`` and ``seed``.
         scan: The scan's part in the case; its file is under ``scan + ".files"``.
         role: The image's part in the case.
     """
@@ -83,6 +83,7 @@ class ReconstructCT(Step):
             "stopped": found.stopped,
             "discrepancy": found.discrepancy,
             "variance": self.variance,
+            "doubt": None if found.doubt is None else found.doubt.facts,
         }
         volume = found.volume
         if stored.truth is not None:
