@@ -115,7 +115,7 @@ def test_the_stage_is_there_for_who_names_it_alone() -> None:
 
 def test_every_finding_of_the_simulation_says_so(findings: tuple[Finding, ...]) -> None:
     assert {finding.content.code for finding in findings} == {
-        f"simulated-ct.{what}" for what in ("scan", "reconstruction", "area", "mean", "noise")
+        f"simulated-ct.{what}" for what in ("scan", "reconstruction", "area", "mean", "deviation")
     }
     for finding in findings:
         content = finding.content
@@ -160,6 +160,8 @@ def test_findings_say_how_far_the_images_are_from_what_was_scanned(
         apart = volume(runner, case_id, content.details["role"]).array.astype(np.float64) - scanned
         assert content.details["rmse"] == pytest.approx(np.sqrt(np.mean(apart**2)), abs=1e-3)
         assert f"{content.details['rmse']:.0f} HU off" in content.statement
+        assert "1.96 standard deviations hold what was scanned" in content.caution
+        assert "photon noise" in content.caution.lower()
     assert made[1].details["rmse"] < made[0].details["rmse"]
 
 
@@ -213,6 +215,7 @@ def test_the_report_shows_four_pictures_of_one_size(runner: Runner, case_id: str
     assert len(set(re.findall(r'width="(\d+)" height="(\d+)"', section))) == 1
     assert len(set(re.findall(r'src="(data:image/png[^"]*)"', section))) == 4
     assert "no patient was scanned like this" in section
+    assert re.search(r"hold the original in \d+ % of the pixels where it is flat", section)
     assert re.search(r"black 0, white \d+ HU", section)
 
 

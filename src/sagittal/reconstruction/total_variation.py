@@ -27,7 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
-from sagittal.reconstruction.descent import Descent, Solver, carried_over, halved, minimise
+from sagittal.reconstruction.descent import (
+    Descent,
+    Solver,
+    approach,
+    carried_over,
+    halved,
+    minimise,
+    subsets_of,
+)
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
@@ -314,21 +322,28 @@ class _Task:
         )
 
     def _coarse(self) -> NDArray[Any]:
-        """Solve plain total variation on coarser grids, the coarsest first; carry each over to the next."""
+        """Come near plain total variation on coarser grids, the coarsest first, and then on the finest."""
         grids = [self.grid]
         levels = self.solver.levels + self.subdivision.bit_length() - 1
         while len(grids) <= levels and min(grids[-1].shape[:2]) >= 2 * _SMALLEST_LEVEL:
             grids.append(halved(grids[-1], slices=isinstance(self.scan.geometry, ConeBeam)))
         image: NDArray[Any] = np.zeros(grids[-1].shape, self.solver.dtype)
         for finer, grid in zip(reversed(grids[:-1]), reversed(grids[1:]), strict=True):
-            # The same image has a smaller sum of differences on a coarser grid: by its side in a plane, ...
-            coarser = grid.spacing[0] / self.grid.spacing[0]
-            price = self.price * coarser * grid.spacing[2] / self.grid.spacing[2]
-            variation = Variation(grid=grid, threads=self.solver.threads)
-            tolerance = 3 * self.solver.tolerance
-            state = self._minimise(grid, variation, image, price, self.solver.coarse_iterations, tolerance)
-            image = carried_over(state.image, finer)
-        return image
+            image = carried_over(self._near(grid, image, self.solver.coarse_iterations), finer)
+        return self._near(self.grid, image, self.solver.passes)
+
+    def _near(self, grid: Geometry, image: NDArray[Any], passes: int) -> NDArray[Any]:
+        # The same image has a smaller sum of differences on a coarser grid: by its side in a plane, ...
+        coarser = grid.spacing[0] / self.grid.spacing[0]
+        price = self.price * coarser * grid.spacing[2] / self.grid.spacing[2]
+        variation = Variation(grid=grid, threads=self.solver.threads)
+        if subsets_of(len(self.rays)) > 1:
+            self.report(f"{self.name}: {grid.shape[0]} voxels wide, {passes} passes by subsets")
+            given = (self._projector(grid), self.rays, self.weights, variation, price, image)
+            return approach(*given, passes=passes, inner=self.solver.inner) if passes else image
+        if grid is self.grid:
+            return image
+        return self._minimise(grid, variation, image, price, passes, 3 * self.solver.tolerance).image
 
     def _minimise(
         self,
