@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from sagittal.core.errors import InputError
-from sagittal.reconstruction.analytic import WINDOWS, coverage, fbp, fdk, redundancy
+from sagittal.reconstruction.analytic import WINDOWS, coverage, fbp, fdk, redundancy, smeared
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.line_integrals import line_integrals
-from sagittal.reconstruction.projectors import forward
+from sagittal.reconstruction.projectors import REFERENCE, forward, projector_kernels
 from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import Body, Phantom
+from scanners import SCANNERS as SMALL
+from scanners import a_grid
 
+NATIVE = [kernel for kernel in projector_kernels() if kernel != REFERENCE]
 GRID = Geometry.from_spacing((64, 64, 1), (2, 2, 2), (-63, -63, 0))
 PHANTOM = Phantom(
     name="ellipses",
@@ -160,3 +163,23 @@ def test_coverage_says_which_voxels_a_narrow_detector_misses() -> None:
     assert seen[32, 32] == 1.0
     assert 0 < seen[0, 32] < 0.5
     assert coverage(SCANNERS["parallel"], GRID).min() == 1.0
+
+
+@pytest.mark.skipif(not NATIVE, reason="the extension is not built")
+@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "cone"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("down", [False, True])
+def test_every_kernel_smears_as_numpy_does(name: str, turned: bool, down: bool) -> None:
+    geometry, grid = SMALL[name], a_grid(turned=turned, down=down)
+    draw = np.random.default_rng(0)
+    rays = draw.random(geometry.shape, np.float32)
+    both = 0.5 * draw.random(geometry.shape, np.float32)
+    for covariance in (None, both):
+        expected = smeared(geometry, grid, rays, covariance, kernel=REFERENCE)
+        for kernel in NATIVE:
+            found = [
+                smeared(geometry, grid, rays, covariance, kernel=kernel, threads=threads)
+                for threads in (1, 3)
+            ]
+            assert (found[0] == found[1]).all()
+            assert np.abs(found[0] - expected).max() <= 2e-6 * np.abs(expected).max()

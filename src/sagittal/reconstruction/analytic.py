@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.core.native import load_extension, thread_count
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
+from sagittal.reconstruction.projectors import REFERENCE, projector_kernels
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.segments import check_grid
 from sagittal.volume import Geometry, Volume
@@ -28,6 +30,7 @@ WINDOWS: tuple[Window, ...] = ("ram-lak", "shepp-logan", "cosine", "hann")
 """By how much they keep of high frequencies."""
 
 _TURN = 2 * math.pi
+_native = load_extension()
 
 
 def fbp(
@@ -162,7 +165,7 @@ def _reconstruct(
     ramp = _ramp(geometry, window, cutoff)
     weight = _ray_weights(geometry) * redundancy(geometry)[:, None, :]
     filtered = _convolved(scan.sinogram * weight, ramp)
-    image = _smeared(geometry, grid, filtered, None)
+    image = smeared(geometry, grid, filtered)
     if not with_variance:
         return image, None
     doubt = scan.variance * weight**2
@@ -170,7 +173,7 @@ def _reconstruct(
     each = _convolved(doubt, np.fft.rfft(kernel**2))
     # Covariance of a filtered bin with the next one: the sum over rays k of h(u - k) h(u + 1 - k).
     both = _convolved(doubt, np.fft.rfft(kernel * np.roll(kernel, -1)))
-    return image, np.maximum(_smeared(geometry, grid, each, both), 0)
+    return image, np.maximum(smeared(geometry, grid, each, both), 0)
 
 
 def _ramp(geometry: ScanGeometry, window: Window, cutoff: float) -> NDArray[np.complex128]:
@@ -240,10 +243,49 @@ def _convolved(rays: NDArray[Any], transfer: NDArray[np.complex128]) -> NDArray[
     return found
 
 
+def smeared(
+    geometry: ScanGeometry,
+    grid: Geometry,
+    rays: NDArray[np.float32],
+    both: NDArray[np.float32] | None = None,
+    *,
+    kernel: str | None = None,
+    threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Return the sum over views of rays at each voxel, weighted by distance, or of their variances.
+
+    Args:
+        geometry: The scanner.
+        grid: The voxels.
+        rays: Filtered rays, or their variances; shape (views, rows, bins).
+        both: The covariance of each bin with the next, which says that rays are variances.
+        kernel: As for :class:`~sagittal.reconstruction.projectors.Projector`.
+        threads: As there.
+    """
+    kernel = kernel or projector_kernels()[-1]
+    if kernel == REFERENCE:
+        return _smeared(geometry, grid, rays, both)
+    image = np.zeros(grid.shape, np.float32)
+    first = geometry.bins / 2 - geometry.offset - 0.5
+    detector, cone = "parallel", None
+    scanner = (1 / geometry.bin_width, first, 1.0, 1.0)
+    if not isinstance(geometry, ParallelBeam):
+        detector = "curved" if geometry.curved else "flat"
+        distance = geometry.detector_distance
+        scanner = (distance / geometry.bin_width, first, geometry.source_distance, distance)
+    if isinstance(geometry, ConeBeam):
+        above = np.array([grid.affine[2, 3] - geometry.centre[2], grid.affine[2, 2]]) / geometry.row_height
+        cone = (geometry.rows / 2 - 0.5 - geometry.row_offset, *above.tolist())
+    sights = np.array([np.concatenate(_sight(geometry, grid, angle)) for angle in geometry.angles])
+    many = thread_count() if threads is None else threads
+    _native.smear(kernel, many, detector, sights, scanner, cone, rays, both, image)
+    return image
+
+
 def _smeared(
     geometry: ScanGeometry, grid: Geometry, rays: NDArray[np.float32], both: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """Return the sum over views of rays at each voxel, or with ``both`` of their interpolation's variance."""
+    """Return what :func:`smeared` does, by numpy."""
     image = np.zeros(grid.shape, np.float32)
     heights = grid.affine[2, 3] + grid.affine[2, 2] * np.arange(grid.shape[2])
     for view in range(len(geometry.angles)):
@@ -282,18 +324,27 @@ def _seen_from(
     geometry: ScanGeometry, grid: Geometry, view: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return place (in bins, from the first's middle), weight and magnification of each pixel, (i, j)."""
-    angle = geometry.angles[view]
-    u, d = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-    plane, zero = grid.affine[:2, :2], grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
+    to_detector, from_source = _sight(geometry, grid, geometry.angles[view])
     i, j = np.arange(grid.shape[0])[:, None], np.arange(grid.shape[1])
-    across = (u @ plane[:, 0]) * i + (u @ plane[:, 1]) * j + u @ zero
+    across = to_detector[0] * i + to_detector[1] * j + to_detector[2]
     first = geometry.bins / 2 - geometry.offset - 0.5
     if isinstance(geometry, ParallelBeam):
         return across / geometry.bin_width + first, np.ones_like(across), np.ones_like(across)
-    deep = (d @ plane[:, 0]) * i + (d @ plane[:, 1]) * j + d @ zero + geometry.source_distance
+    deep = from_source[0] * i + from_source[1] * j + from_source[2]
     distance = geometry.detector_distance
     if geometry.curved:
         away = np.hypot(across, deep)
         return np.arctan2(across, deep) * distance / geometry.bin_width + first, 1 / away**2, distance / away
     weight = (geometry.source_distance / deep) ** 2
     return across / deep * distance / geometry.bin_width + first, weight, distance / deep
+
+
+def _sight(
+    geometry: ScanGeometry, grid: Geometry, angle: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what (i, j, 1) gives a pixel's place along the detector, and its depth from the source, mm."""
+    u, d = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
+    zero = grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
+    columns = np.stack([grid.affine[:2, 0], grid.affine[:2, 1], zero])
+    away = 0.0 if isinstance(geometry, ParallelBeam) else geometry.source_distance
+    return columns @ u, columns @ d + np.array([0.0, 0.0, away])

@@ -62,9 +62,9 @@ class Solver:
     iterations: int = 300
     tolerance: float = 1e-4
     inner: int = 10
-    passes: int = 15
+    passes: int = 40
     levels: int = 2
-    coarse_iterations: int = 40
+    coarse_iterations: int = 20
     dtype: str = "float32"
     threads: int | None = None
     device: str | None = None
