@@ -19,7 +19,7 @@ from sagittal.reconstruction.uncertainty import Kind, uncertainty
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
 
-__all__ = ["METHODS", "reconstruct", "truncated_share"]
+__all__ = ["METHODS", "reconstruct"]
 
 _ITERATIVE: Mapping[str, Callable[..., Reconstruction]] = {
     "sirt": sirt,
@@ -32,8 +32,6 @@ _ITERATIVE: Mapping[str, Callable[..., Reconstruction]] = {
 
 METHODS = ("fbp", *_ITERATIVE)
 """Names of the methods; ``fbp`` is FDK for a circular cone."""
-
-_CUT = 0.05
 
 _DRAWS: Mapping[Kind, int] = {"quick": 4, "bootstrap": 20}
 _FEW = 2  # where noise is much the same everywhere, and neighbours say what draws do not
@@ -130,12 +128,3 @@ def _by_name(
     analytic = fdk if isinstance(scan.geometry, ConeBeam) else fbp
     volume = analytic(scan, grid, variance=variance, mu_water=mu_water, **options)
     return Reconstruction(volume=volume, energies=(), stopped="converged")
-
-
-def truncated_share(scan: Scan) -> float:
-    """Return the share of views whose outermost bins see part of the object, so that some of it is cut off.
-
-    A bin does where its line integral, averaged over the rows, is above a twentieth of the scan's largest.
-    """
-    ends = scan.sinogram[:, :, [0, -1]].mean(axis=1).max(axis=1)
-    return float(np.mean(ends > _CUT * max(float(scan.sinogram.max()), 1e-6)))

@@ -298,7 +298,7 @@ class _Task:
             volume=hounsfield(image.astype(state.image.dtype), self.asked, self.mu_water, facts=facts),
             energies=tuple(state.energies),
             stopped=state.stopped,
-            discrepancy=state.squares / self.rays.size if known else None,
+            discrepancy=state.squares / self.scan.measured if known else None,
         )
 
     def _coarse(self) -> NDArray[Any]:
@@ -362,13 +362,19 @@ def _weights(step: NDArray[Any], threshold: float, least: float = 0.0) -> NDArra
 
 
 def _ray_variance(scan: Scan) -> NDArray[np.float64]:
-    """Return the variance of each ray; without a dose the same for all, from neighbours."""
+    """Return the variance of each ray, infinite where none was measured; without a dose the same for all
+    others, from neighbours."""
     if scan.photons is not None:
         return scan.variance
+    known = np.ones(scan.geometry.shape, bool) if scan.missing is None else ~scan.missing
     second = np.diff(scan.sinogram.astype(np.float64), 2, axis=-1)
+    second = second[known[..., :-2] & known[..., 1:-1] & known[..., 2:]]
     noise = float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6) if second.size else 0.0
     noise = max(noise, 1e-4 * max(float(np.abs(scan.sinogram).max()), 1e-6))
-    return np.full(scan.geometry.shape, noise**2)
+    found = np.full(scan.geometry.shape, noise**2)
+    if scan.missing is not None:
+        found[scan.missing] = math.inf
+    return found
 
 
 def _one_threshold(delta: float | None, edge_share: float | None) -> float | None:
