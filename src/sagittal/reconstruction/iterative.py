@@ -39,12 +39,15 @@ class Reconstruction:
         stopped: Why it ended: "iterations", "converged", or "stalled" where rounding allowed no further fall.
         discrepancy: Mean over rays of the squared residual by its variance; near 1 where the image explains
             the scan up to its noise. None where the dose is not known.
+        unseen: Voxels that the scanner does not see from every side, bool of the volume's shape; None where
+            there are none.
     """
 
     volume: Volume
     energies: tuple[float, ...]
     stopped: str
     discrepancy: float | None = None
+    unseen: NDArray[np.bool_] | None = None
 
 
 def sirt(
