@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from sagittal.core.errors import InputError
-from sagittal.reconstruction.analytic import WINDOWS, coverage, fbp, fdk, redundancy, smeared
+from sagittal.reconstruction.analytic import WINDOWS, fbp, fdk, smeared
+from sagittal.reconstruction.field_of_view import extrapolated, unseen
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.line_integrals import line_integrals
 from sagittal.reconstruction.projectors import REFERENCE, forward, projector_kernels
+from sagittal.reconstruction.redundancy import redundancy
 from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.volume import Geometry, Volume
@@ -157,14 +159,6 @@ def test_a_variance_needs_a_dose() -> None:
         fbp(Scan(np.zeros(FAN.shape), FAN), GRID, variance=True)
 
 
-def test_coverage_says_which_voxels_a_narrow_detector_misses() -> None:
-    narrow = ParallelBeam(angles=tuple(np.linspace(0, math.pi, 30, endpoint=False)), bins=31, bin_width=2.0)
-    seen = coverage(narrow, GRID)
-    assert seen[32, 32] == 1.0
-    assert 0 < seen[0, 32] < 0.5
-    assert coverage(SCANNERS["parallel"], GRID).min() == 1.0
-
-
 @pytest.mark.skipif(not NATIVE, reason="the extension is not built")
 @pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "cone"])
 @pytest.mark.parametrize("turned", [False, True])
@@ -183,3 +177,104 @@ def test_every_kernel_smears_as_numpy_does(name: str, turned: bool, down: bool) 
             ]
             assert (found[0] == found[1]).all()
             assert np.abs(found[0] - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+def off_by(volume: Volume, where: Any = slice(None)) -> float:
+    return float(np.sqrt(np.mean((volume.array - PHANTOM.rasterise(GRID).array)[where] ** 2)))
+
+
+def exact_scan(geometry: ScanGeometry) -> Scan:
+    return Scan(line_integrals(PHANTOM, geometry), geometry)
+
+
+@pytest.mark.parametrize("name", ["parallel-turn", "fan-flat", "fan-curved"])
+@pytest.mark.parametrize("shift", [14.0, -14.0])
+def test_a_shifted_detector_sees_over_a_turn_what_a_whole_one_does(name: str, shift: float) -> None:
+    whole = SCANNERS[name]
+    half = replace(whole, bins=whole.bins - 28, offset=shift)
+    assert min(-half.edges[0], half.edges[-1]) < 0.8 * half.edges[-1 if shift > 0 else 0] * np.sign(shift)
+    assert off_by(fbp(exact_scan(half), GRID)) == pytest.approx(
+        off_by(fbp(exact_scan(whole), GRID)), rel=0.03
+    )
+
+
+def test_a_shifted_detector_has_the_variance_of_many_scans() -> None:
+    geometry = replace(FAN, bins=FAN.bins - 28, offset=14.0)
+    exact = line_integrals(PHANTOM, geometry)
+    draws = [fbp(add_noise(exact, geometry, photons=1e5, seed=n), GRID).array for n in range(24)]
+    said = fbp(add_noise(exact, geometry, photons=1e5, seed=99), GRID, variance=True).variance
+    inside = PHANTOM.rasterise(GRID).array > -900
+    ratio = np.var(draws, axis=0, ddof=1)[inside] / np.asarray(said)[inside]
+    assert ratio.mean() == pytest.approx(1.0, abs=0.04)
+
+
+def test_a_short_scan_is_as_near_as_a_whole_one() -> None:
+    whole, short = (off_by(fbp(exact_scan(SCANNERS[name]), GRID)) for name in ("fan-flat", "half-flat"))
+    assert short == pytest.approx(whole, rel=0.05)
+
+
+def test_the_order_of_views_does_not_matter() -> None:
+    geometry = SCANNERS["half-flat"]
+    rays = line_integrals(PHANTOM, geometry)
+    order = np.random.default_rng(0).permutation(len(rays))
+    mixed = replace(geometry, angles=tuple(np.asarray(geometry.angles)[order]))
+    first, second = fbp(Scan(rays, geometry), GRID), fbp(Scan(rays[order], mixed), GRID)
+    assert second.array == pytest.approx(first.array, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "fan-flat"])
+@pytest.mark.parametrize("bins", [25, 41])
+def test_truncated_projections_are_continued_beyond_the_detector(kind: str, bins: int) -> None:
+    geometry = replace(SCANNERS[kind], bins=bins)
+    hidden = unseen(geometry, GRID)
+    assert hidden is not None
+    scan = exact_scan(geometry)
+    ended, continued = (off_by(fbp(scan, GRID, truncation=t), ~hidden) for t in ("none", "extrapolate"))
+    assert continued < 0.3 * ended
+
+
+def test_a_projection_that_ends_in_air_is_not_continued() -> None:
+    geometry = SCANNERS["fan-flat"]
+    rays = line_integrals(PHANTOM, geometry)
+    longer = extrapolated(rays, geometry, 10)
+    assert longer[..., 10:-10] == pytest.approx(rays, abs=1e-6)
+    assert longer[..., :10].max() == 0
+
+
+@pytest.mark.parametrize("name", ["parallel", "fan-flat", "half-flat"])
+def test_missing_views_are_made_up_for_by_their_neighbours(name: str) -> None:
+    geometry = SCANNERS[name]
+    rays = line_integrals(PHANTOM, geometry)
+    missing = np.zeros(geometry.shape, bool)
+    missing[40:160:7] = True
+    scan = Scan(np.where(missing, np.nan, rays), geometry, missing=missing)
+    assert middles_of_parts(fbp(scan, GRID)) == pytest.approx(
+        {"body": 0, "dense": 500, "light": -600}, abs=20
+    )
+
+
+def test_missing_rays_are_filled_and_told_in_the_variance() -> None:
+    geometry = SCANNERS["parallel"]
+    exact = line_integrals(PHANTOM, geometry)
+    photons = np.full(geometry.shape, 1e5)
+    photons[::2, :, 52:55] = 0  # three channels sleep in every other view
+    whole = add_noise(exact, geometry, photons=1e5)
+    scan = add_noise(exact, geometry, photons=photons)
+    found, usual = (fbp(s, GRID, variance=True) for s in (scan, whole))
+    assert middles_of_parts(found) == pytest.approx({"body": 0, "dense": 500, "light": -600}, abs=20)
+    assert found.variance is not None
+    assert usual.variance is not None
+    ring = np.abs(np.hypot(*np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5)) * 2 - 14) < 2
+    assert found.variance[ring].mean() > 2 * usual.variance[ring].mean()
+    assert np.isfinite(found.variance).all()
+
+
+def test_an_unknown_treatment_of_truncation_is_refused() -> None:
+    with pytest.raises(InputError, match="truncation: there is no such treatment; got mirror"):
+        fbp(Scan(np.zeros(FAN.shape), FAN), GRID, truncation="mirror")  # type: ignore[arg-type]
+
+
+def test_a_detector_that_does_not_reach_the_axis_is_refused() -> None:
+    geometry = replace(FAN, offset=60.0)
+    with pytest.raises(InputError, match="offset: the detector does not reach the axis; got 60 bins of"):
+        fbp(Scan(np.zeros(geometry.shape), geometry), GRID)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,39 @@ def test_views_of_a_helix_stay_at_their_heights() -> None:
     whole = Projector(helix, grid).forward(image)
     some = Projector(subset(helix, slice(1, None, 3)), grid).forward(image)
     assert some == pytest.approx(whole[1::3], abs=1e-4)
+
+
+def with_gaps() -> Scan:
+    """Return the scan with a tenth of its rays and five whole views spoilt."""
+    missing = np.random.default_rng(0).random(SCAN.sinogram.shape) < 0.1
+    missing[::12] = True
+    return SCAN.replace(sinogram=np.where(missing, 50.0, SCAN.sinogram), missing=missing)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda scan: sirt(scan, GRID, iterations=30),
+        lambda scan: cgls(scan, GRID, iterations=6),
+        lambda scan: ordered_subsets(scan, GRID, subsets=12, iterations=5),
+    ],
+    ids=["sirt", "cgls", "ordered-subsets"],
+)
+def test_missing_rays_have_no_part_in_it(method: Any) -> None:
+    whole, gaps = method(SCAN), method(with_gaps())
+    assert error(gaps.volume) < 1.4 * error(whole.volume)  # as rays of 50 would not leave it
+    assert gaps.energies[-1] < whole.energies[-1]  # fewer rays to explain
+
+
+def test_the_least_squares_of_missing_rays_are_those_of_the_others() -> None:
+    grid = Geometry.from_spacing((8, 8, 1), (4, 4, 4), (-14, -14, 0))
+    geometry = fitted_geometry(grid, "parallel", 24)
+    rays = np.random.default_rng(0).random(geometry.shape)
+    missing = np.random.default_rng(1).random(geometry.shape) < 0.2
+    found = cgls(Scan(rays, geometry, missing=missing), grid, iterations=200).volume.array
+    matrix = system_matrix(geometry, grid).toarray()[~missing.reshape(-1)]
+    exact = np.linalg.lstsq(matrix, rays[~missing], rcond=None)[0]
+    assert ((found + 1000) * WATER_PER_MM / 1000).reshape(-1) == pytest.approx(exact, abs=2e-4)
 
 
 def test_no_iterations_and_too_many_subsets_are_refused() -> None:

@@ -43,6 +43,40 @@ def test_a_scan_needs_neither_grid_nor_truth_nor_dose(tmp_path: Path) -> None:
     assert again.scan.photons is None
 
 
+@pytest.mark.parametrize(
+    "photons", [None, 1e4, np.array([[[0.0, 50.0, 60.0]]]), np.array([[[7.0]], [[9.0]]])]
+)
+def test_photons_and_missing_rays_come_back_as_they_were(tmp_path: Path, photons: Any) -> None:
+    missing = np.zeros(BEAM.shape, bool)
+    missing[1, 0, 2] = True
+    scan = Scan(RAYS, BEAM, photons, missing=missing)
+    again = read_scan(write_scan(StoredScan(scan), tmp_path / "scan.npz")).scan
+    assert again.missing is not None
+    assert np.array_equal(again.missing, scan.missing)
+    assert np.array_equal(again.sinogram, scan.sinogram)
+    assert np.array_equal(np.asarray(again.photons), np.asarray(scan.photons))
+
+
+def test_line_integrals_that_are_not_finite_are_marked_where_that_is_asked_for(scan_file: Path) -> None:
+    broken = RAYS.copy()
+    broken[0, 0, 1] = np.nan
+    path = rewritten(scan_file, lambda m: m.update({"sinogram.npy": npy(broken)}))
+    with pytest.raises(InputError, match=r"scan\.npz: line integrals are not finite; got 1 of 6, first nan"):
+        read_scan(path)
+    scan = read_scan(path, missing="mark").scan
+    assert scan.missing is not None
+    assert np.argwhere(scan.missing).tolist() == [[0, 0, 1]]
+
+
+def test_a_scan_beyond_the_memory_is_refused_before_it_is_read(
+    scan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagittal.core.memory.available_memory", lambda: 100)
+    monkeypatch.setattr("sagittal.reconstruction.scan_file._array", None)
+    with pytest.raises(InputError, match=r"scan\.npz: the scan does not fit into memory; got about"):
+        read_scan(scan_file)
+
+
 def rewritten(path: Path, change: Any) -> Path:
     """Write the file again with its members changed: a dictionary from name to bytes."""
     with zipfile.ZipFile(path) as archive:
@@ -83,7 +117,14 @@ def with_header(**changes: Any) -> Any:
         (lambda m: m.update({"header.npy": npy(np.zeros(3, np.uint8))}), "header: the header is no JSON"),
         (lambda m: m.update({"header.npy": npy(np.frombuffer(b"[1]", np.uint8))}), "is of no scan; got list"),
         (with_header(format="mail"), "the header is of no scan; got mail"),
-        (with_header(version=2), "another version; got 2; expected 1"),
+        (with_header(version=3), "another version; got 3; expected 1 or 2"),
+        (
+            lambda m: m.update({"sinogram.npy": npy(np.zeros((2, 1, 4)))}),
+            r"sinogram: the line integrals have another shape .*; got \(2, 1, 4\); expected \(2, 1, 3\)",
+        ),
+        (lambda m: m.update({"photons.npy": npy(np.zeros((1, 1, 3)))}), "no ray was measured"),
+        (lambda m: m.update({"photons.npy": npy(np.full((1, 1, 3), -1.0))}), "photons must be numbers of 0"),
+        (lambda m: m.update({"missing.npy": npy(np.ones((9, 9), np.uint8))}), "missing rays do not suit"),
         (with_header(photons="gone"), r"lacks a field; got \['photons'\]"),
         (with_header(photons="many"), "photons must be a positive number"),
         (with_header(starved=-1), "starved rays are no count"),

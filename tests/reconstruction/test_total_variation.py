@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,22 @@ def test_without_a_dose_the_noise_is_taken_from_neighbouring_rays() -> None:
     found = tv(SCAN.replace(photons=None), GRID, roughness=8.0)
     assert found.discrepancy is None
     assert error(found.volume) < 0.6 * error(fbp(SCAN, GRID))
+
+
+@pytest.mark.parametrize("photons", [3e3, None])
+def test_missing_views_are_as_if_they_were_not_there(photons: float | None) -> None:
+    missing = np.zeros(SMALL_SCAN.sinogram.shape, bool)
+    missing[::4] = True
+    kept = ~missing[:, 0, 0]
+    fewer = replace(SMALL_SCANNER, angles=tuple(np.asarray(SMALL_SCANNER.angles)[kept]))
+    scan = SMALL_SCAN.replace(photons=photons, missing=missing)
+    marked = tv(scan, SMALL, solver=EXACT)
+    without = tv(Scan(SMALL_SCAN.sinogram[kept], fewer, photons), SMALL, solver=EXACT)
+    assert marked.volume.array == pytest.approx(without.volume.array, abs=0.1)
+    if photons is None:
+        assert marked.discrepancy is None
+    else:
+        assert marked.discrepancy == pytest.approx(without.discrepancy, rel=1e-4)
 
 
 def test_an_edge_share_is_turned_into_the_step_it_is_above() -> None:

@@ -1,13 +1,15 @@
 """Filtered backprojection: parallel beams, fans with flat and curved detectors, and cones on a circle (FDK).
 
-Formulas as in Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), chapter 3; half
-scans after Parker, Medical Physics 9:254 (1982); cones after Feldkamp, Davis and Kress, JOSA A 1:612
-(1984). The variance is that of a linear function of independent rays, covariance of neighbouring filtered
-bins included: exact but for the variance of the rays themselves, which comes from their counts.
+Formulas as in Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), chapter 3; cones
+after Feldkamp, Davis and Kress, JOSA A 1:612 (1984). The variance is that of a linear function of independent
+rays, covariance of neighbouring filtered bins included: exact but for the variance of the rays themselves,
+which comes from their counts. Rays that were not measured are filled (:mod:`.missing_rays`), whole views left
+out; what lies beyond the detector is extrapolated (:mod:`.field_of_view`), an error that no variance knows.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -16,20 +18,23 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.core.native import load_extension, thread_count
+from sagittal.reconstruction.field_of_view import extrapolated, seen_from, sight, truncated_share
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
+from sagittal.reconstruction.missing_rays import fill_missing
 from sagittal.reconstruction.projectors import REFERENCE, projector_kernels
+from sagittal.reconstruction.redundancy import longer_side, redundancy
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.segments import check_grid
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
 
-__all__ = ["WINDOWS", "Window", "coverage", "fbp", "fdk", "redundancy"]
+__all__ = ["WINDOWS", "Truncation", "Window", "fbp", "fdk"]
 
+Truncation = Literal["extrapolate", "none"]
 Window = Literal["ram-lak", "shepp-logan", "cosine", "hann"]
 WINDOWS: tuple[Window, ...] = ("ram-lak", "shepp-logan", "cosine", "hann")
 """By how much they keep of high frequencies."""
 
-_TURN = 2 * math.pi
 _native = load_extension()
 
 
@@ -39,6 +44,7 @@ def fbp(
     *,
     window: Window = "hann",
     cutoff: float = 1.0,
+    truncation: Truncation = "extrapolate",
     variance: bool = False,
     mu_water: float = WATER_PER_MM,
 ) -> Volume:
@@ -49,6 +55,8 @@ def fbp(
         grid: Where the voxels are to lie.
         window: What the ramp is multiplied by.
         cutoff: Where the window ends, as a share of the highest frequency of the detector.
+        truncation: What is done where the object reaches beyond the detector: "extrapolate" continues
+            projections as those of a water cylinder, "none" ends them.
         variance: Also compute each voxel's variance; the scan must say its photons.
         mu_water: Attenuation of water, 1/mm.
 
@@ -61,7 +69,7 @@ def fbp(
     """
     if isinstance(scan.geometry, ConeBeam):
         raise InputError("cone beams are reconstructed by fdk", value=scan.geometry.kind)
-    image, doubt = _reconstruct(scan, grid, window, cutoff, variance)
+    image, doubt = _reconstruct(scan, grid, window, cutoff, truncation, mu_water, variance)
     return hounsfield(image, grid, mu_water, variance=doubt, facts={"method": "fbp", "window": window})
 
 
@@ -71,6 +79,7 @@ def fdk(
     *,
     window: Window = "hann",
     cutoff: float = 1.0,
+    truncation: Truncation = "extrapolate",
     variance: bool = False,
     mu_water: float = WATER_PER_MM,
 ) -> Volume:
@@ -81,6 +90,8 @@ def fdk(
         grid: Where the voxels are to lie.
         window: What the ramp is multiplied by.
         cutoff: Where the window ends, as a share of the highest frequency of the detector.
+        truncation: What is done where the object reaches beyond the detector: "extrapolate" continues
+            projections as those of a water cylinder, "none" ends them.
         variance: Also compute each voxel's variance; the scan must say its photons.
         mu_water: Attenuation of water, 1/mm.
 
@@ -94,81 +105,29 @@ def fdk(
     if not isinstance(scan.geometry, ConeBeam) or scan.geometry.pitch != 0:
         kind = "helix" if isinstance(scan.geometry, ConeBeam) else scan.geometry.kind
         raise InputError("fdk is for circular cone beams", value=kind, expected="a cone without pitch")
-    image, doubt = _reconstruct(scan, grid, window, cutoff, variance)
+    image, doubt = _reconstruct(scan, grid, window, cutoff, truncation, mu_water, variance)
     return hounsfield(image, grid, mu_water, variance=doubt, facts={"method": "fdk", "window": window})
 
 
-def coverage(geometry: ScanGeometry, grid: Geometry) -> NDArray[np.float32]:
-    """Return the share of views that see each voxel's column, shape (i, j); less than 1: truncated."""
-    seen = np.zeros(grid.shape[:2], np.float32)
-    for view in range(len(geometry.angles)):
-        place, _, _ = _seen_from(geometry, grid, view)
-        seen += (place >= -0.5) & (place <= geometry.bins - 0.5)
-    return np.asarray(seen / np.float32(len(geometry.angles)))
-
-
-def redundancy(geometry: ScanGeometry) -> NDArray[np.float64]:
-    """Return the weight of each ray, radians, shape (views, bins): a line seen twice counts half.
-
-    Parallel views share half a turn by the gaps between them; a fan's full turn counts each ray half; less
-    than that takes Parker's weights.
-
-    Raises:
-        InputError: A fan that turns by less than half a turn and its own angle.
-    """
-    angles = np.asarray(geometry.angles)
-    if isinstance(geometry, ParallelBeam):
-        return np.tile(_gaps(angles, math.pi)[:, None], (1, geometry.bins))
-    step = float(np.median(np.abs(np.diff(angles)))) if len(angles) > 1 else 0.0
-    total = float(np.ptp(angles)) + step
-    if total > _TURN - 0.51 * step:
-        return np.tile(_gaps(angles, _TURN)[:, None] / 2, (1, geometry.bins))
-    edges = geometry.fan_angles
-    fan = (edges[1:] + edges[:-1]) / 2
-    over, widest = (total - math.pi) / 2, float(np.abs(edges).max())
-    if over < widest - 1e-9:
-        raise InputError(
-            "the views cover too little of a turn",
-            source="angles",
-            value=f"{math.degrees(total):.0f} degrees",
-            expected=f"{180 + 2 * math.degrees(widest):.0f} or more; iterative methods take fewer",
-        )
-    sense = 1.0 if angles[-1] > angles[0] else -1.0
-    turn = (np.abs(angles - angles[0]) + step / 2)[:, None]
-    gamma = np.broadcast_to(sense * fan, (len(angles), geometry.bins))
-    rise, fall = over + gamma, over - gamma
-    weight = np.ones_like(gamma)
-    begins, ends = turn < 2 * rise, turn > math.pi + 2 * gamma
-    weight[begins] = (np.sin(math.pi / 4 * turn / np.maximum(rise, 1e-9)) ** 2)[begins]
-    weight[ends] = (np.sin(math.pi / 4 * (math.pi + 2 * over - turn) / np.maximum(fall, 1e-9)) ** 2)[ends]
-    return weight * step
-
-
-def _gaps(angles: NDArray[np.float64], period: float) -> NDArray[np.float64]:
-    """Return how much of the period each angle stands for; a wide gap is not made up for."""
-    if len(angles) == 1:
-        return np.array([period])
-    order = np.argsort(angles % period)
-    places = (angles % period)[order]
-    after = np.diff(np.append(places, places[0] + period))
-    after = np.minimum(after, 3 * max(float(np.median(after)), period / len(angles)))
-    found = np.empty(len(angles))
-    found[order] = (after + np.roll(after, 1)) / 2
-    return found
-
-
 def _reconstruct(
-    scan: Scan, grid: Geometry, window: Window, cutoff: float, with_variance: bool
+    scan: Scan,
+    grid: Geometry,
+    window: Window,
+    cutoff: float,
+    truncation: Truncation,
+    mu_water: float,
+    with_variance: bool,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    geometry = scan.geometry
-    check_grid(geometry, grid)
-    ramp = _ramp(geometry, window, cutoff)
-    weight = _ray_weights(geometry) * redundancy(geometry)[:, None, :]
-    filtered = _convolved(scan.sinogram * weight, ramp)
+    check_grid(scan.geometry, grid)
+    geometry, rays, doubt = _complete(scan, with_variance)
+    beyond = _beyond(scan, truncation)
+    weight = _padded(_ray_weights(geometry) * redundancy(geometry)[:, None, :], geometry, beyond)
+    ramp = _ramp(geometry, window, cutoff, beyond)
+    filtered = _convolved(extrapolated(rays, geometry, beyond, mu_water) * weight, ramp)
     image = smeared(geometry, grid, filtered)
-    if not with_variance:
+    if doubt is None:
         return image, None
-    doubt = scan.variance * weight**2
+    doubt = np.pad(doubt, ((0, 0), (0, 0), (beyond, beyond))) * weight**2
     kernel = np.fft.irfft(ramp)
     each = _convolved(doubt, np.fft.rfft(kernel**2))
     # Covariance of a filtered bin with the next one: the sum over rays k of h(u - k) h(u + 1 - k).
@@ -176,8 +135,50 @@ def _reconstruct(
     return image, np.maximum(smeared(geometry, grid, each, both), 0)
 
 
-def _ramp(geometry: ScanGeometry, window: Window, cutoff: float) -> NDArray[np.complex128]:
-    """Return the filter's transfer function for real FFTs, from its samples in space."""
+def _beyond(scan: Scan, truncation: Truncation) -> int:
+    """Return by how many bins projections are made longer on either side.
+
+    Where the object is truncated, by half the detector; where one side of the detector is short, until both
+    are as long: what is filtered there does not end with the detector.
+    """
+    if truncation not in ("extrapolate", "none"):
+        raise InputError(
+            "there is no such treatment", source="truncation", value=truncation, expected="extrapolate, none"
+        )
+    geometry = scan.geometry
+    cut = truncation == "extrapolate" and truncated_share(scan) > 0
+    short = math.ceil(2 * abs(geometry.offset)) if longer_side(geometry) else 0
+    return max(geometry.bins // 2 if cut else 0, short)
+
+
+def _padded(weight: NDArray[np.float64], geometry: ScanGeometry, beyond: int) -> NDArray[np.float64]:
+    """Return the weights of longer projections: as at the end, and 0 where the other side sees all."""
+    found = np.pad(weight, ((0, 0), (0, 0), (beyond, beyond)), mode="edge")
+    side = longer_side(geometry)
+    if side and beyond:
+        found[..., slice(beyond) if side > 0 else slice(-beyond, None)] = 0
+    return found
+
+
+def _complete(
+    scan: Scan, with_variance: bool
+) -> tuple[ScanGeometry, NDArray[np.floating[Any]], NDArray[np.float64] | None]:
+    """Return geometry, rays and their variance without the views that are missing, other gaps filled."""
+    doubt = scan.variance if with_variance else None
+    if scan.missing is None:
+        return scan.geometry, scan.sinogram, doubt
+    kept = ~scan.missing.all(axis=(1, 2))
+    filled = fill_missing(scan.sinogram[kept], scan.missing[kept])
+    angles = tuple(np.asarray(scan.geometry.angles)[kept])
+    geometry = dataclasses.replace(scan.geometry, angles=angles)
+    return geometry, filled.sinogram, None if doubt is None else filled.carry(doubt[kept])
+
+
+def _ramp(geometry: ScanGeometry, window: Window, cutoff: float, beyond: int) -> NDArray[np.complex128]:
+    """Return the filter's transfer function for real FFTs, from its samples in space.
+
+    Rays are as long as the detector, and longer by ``beyond`` bins on either side.
+    """
     if window not in WINDOWS:
         raise InputError(
             "there is no such window", source="window", value=window, expected=", ".join(WINDOWS)
@@ -186,7 +187,7 @@ def _ramp(geometry: ScanGeometry, window: Window, cutoff: float) -> NDArray[np.c
         raise InputError(
             "the cutoff is out of range", source="cutoff", value=cutoff, expected="above 0, at most 1"
         )
-    size = 1 << (2 * geometry.bins - 1).bit_length()
+    size = 1 << (2 * (geometry.bins + 2 * beyond) - 1).bit_length()
     n = np.fft.fftfreq(size, 1 / size)
     kernel: NDArray[np.float64]
     if isinstance(geometry, FanBeam | ConeBeam) and geometry.curved:
@@ -257,7 +258,8 @@ def smeared(
     Args:
         geometry: The scanner.
         grid: The voxels.
-        rays: Filtered rays, or their variances; shape (views, rows, bins).
+        rays: Filtered rays, or their variances; shape (views, rows, bins). They may be longer than the
+            detector, by as much on either side.
         both: The covariance of each bin with the next, which says that rays are variances.
         kernel: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         threads: As there.
@@ -266,7 +268,7 @@ def smeared(
     if kernel == REFERENCE:
         return _smeared(geometry, grid, rays, both)
     image = np.zeros(grid.shape, np.float32)
-    first = geometry.bins / 2 - geometry.offset - 0.5
+    first = rays.shape[-1] / 2 - geometry.offset - 0.5
     detector, cone = "parallel", None
     scanner = (1 / geometry.bin_width, first, 1.0, 1.0)
     if not isinstance(geometry, ParallelBeam):
@@ -276,7 +278,7 @@ def smeared(
     if isinstance(geometry, ConeBeam):
         above = np.array([grid.affine[2, 3] - geometry.centre[2], grid.affine[2, 2]]) / geometry.row_height
         cone = (geometry.rows / 2 - 0.5 - geometry.row_offset, *above.tolist())
-    sights = np.array([np.concatenate(_sight(geometry, grid, angle)) for angle in geometry.angles])
+    sights = np.array([np.concatenate(sight(geometry, grid, angle)) for angle in geometry.angles])
     many = thread_count() if threads is None else threads
     _native.smear(kernel, many, detector, sights, scanner, cone, rays, both, image)
     return image
@@ -286,16 +288,19 @@ def _smeared(
     geometry: ScanGeometry, grid: Geometry, rays: NDArray[np.float32], both: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
     """Return what :func:`smeared` does, by numpy."""
+    bins = rays.shape[-1]
+    beyond = (bins - geometry.bins) // 2
     image = np.zeros(grid.shape, np.float32)
     heights = grid.affine[2, 3] + grid.affine[2, 2] * np.arange(grid.shape[2])
     for view in range(len(geometry.angles)):
-        place, weight, grow = _seen_from(geometry, grid, view)
-        inside = (place >= 0) & (place <= geometry.bins - 1)
+        place, weight, grow = seen_from(geometry, grid, view)
+        place = place + beyond
+        inside = (place >= 0) & (place <= bins - 1)
         i, j = np.nonzero(inside)
         place, weight, grow = place[i, j], weight[i, j], grow[i, j]
-        low = np.minimum(place.astype(np.int64), geometry.bins - 2) if geometry.bins > 1 else np.zeros_like(i)
+        low = np.minimum(place.astype(np.int64), bins - 2) if bins > 1 else np.zeros_like(i)
         part = (place - low).astype(np.float32)[:, None]
-        next_ = np.minimum(low + 1, geometry.bins - 1)
+        next_ = np.minimum(low + 1, bins - 1)
         factor = (weight if both is None else weight**2).astype(np.float32)[:, None]
         first, second = rays[view].T[low], rays[view].T[next_]  # (pixels, rows)
         if both is None:
@@ -318,33 +323,3 @@ def _smeared(
             at_height = (1 - share) ** 2 * lower + share**2 * upper
         image[i, j] += np.where(seen, factor * at_height, 0)
     return image
-
-
-def _seen_from(
-    geometry: ScanGeometry, grid: Geometry, view: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return place (in bins, from the first's middle), weight and magnification of each pixel, (i, j)."""
-    to_detector, from_source = _sight(geometry, grid, geometry.angles[view])
-    i, j = np.arange(grid.shape[0])[:, None], np.arange(grid.shape[1])
-    across = to_detector[0] * i + to_detector[1] * j + to_detector[2]
-    first = geometry.bins / 2 - geometry.offset - 0.5
-    if isinstance(geometry, ParallelBeam):
-        return across / geometry.bin_width + first, np.ones_like(across), np.ones_like(across)
-    deep = from_source[0] * i + from_source[1] * j + from_source[2]
-    distance = geometry.detector_distance
-    if geometry.curved:
-        away = np.hypot(across, deep)
-        return np.arctan2(across, deep) * distance / geometry.bin_width + first, 1 / away**2, distance / away
-    weight = (geometry.source_distance / deep) ** 2
-    return across / deep * distance / geometry.bin_width + first, weight, distance / deep
-
-
-def _sight(
-    geometry: ScanGeometry, grid: Geometry, angle: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what (i, j, 1) gives a pixel's place along the detector, and its depth from the source, mm."""
-    u, d = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-    zero = grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
-    columns = np.stack([grid.affine[:2, 0], grid.affine[:2, 1], zero])
-    away = 0.0 if isinstance(geometry, ParallelBeam) else geometry.source_distance
-    return columns @ u, columns @ d + np.array([0.0, 0.0, away])

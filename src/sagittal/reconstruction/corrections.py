@@ -57,9 +57,12 @@ class Correction:
     slope: NDArray[np.float64]
 
     def carry(self, variance: ArrayLike) -> NDArray[np.float64]:
-        """Return the variance after the correction from that before it, shape (views, rows, bins)."""
+        """Return the variance after the correction from that before it, shape (views, rows, bins).
+
+        That of a ray whose value was replaced does not count, though it be infinite.
+        """
         before = np.broadcast_to(np.asarray(variance, dtype=np.float64), self.sinogram.shape)
-        return np.asarray(self.slope**2 * before + self.variance)
+        return np.asarray(self.slope**2 * np.where(self.slope == 0, 0, before) + self.variance)
 
 
 def find_bad_channels(sinogram: NDArray[Any], *, threshold: float = 8.0) -> NDArray[np.bool_]:

@@ -68,8 +68,8 @@ class Projections:
 
     @property
     def scan(self) -> Scan:
-        """The projections as a scan, whose photons are their mean: a bow-tie filter's shape is lost."""
-        photons = None if self.photons is None else float(self.photons.mean(dtype=np.float64))
+        """The projections as a scan, each ray with its photons; 0 photons are a ray that was not measured."""
+        photons = None if self.photons is None else self.photons[:, None, :]
         return Scan(self.sinogram, self.geometry, photons)
 
 
@@ -256,6 +256,13 @@ def _projections(
         known = numbers(dataset, "PhotonStatistics", view.file, scanner["columns"], required=False)
         if not len(known) or photons is None:
             photons = None
+        elif known.min() < 0:
+            raise FormatError(
+                "photons are negative",
+                source=view.file,
+                value=float(known.min()),
+                expected="PhotonStatistics of 0 or more",
+            )
         else:
             photons[index] = known[:: -1 if flip_columns else 1]
     facts = {

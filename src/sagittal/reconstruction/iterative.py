@@ -1,4 +1,7 @@
-"""Iterative reconstruction without a prior: SIRT, CGLS, and ordered subsets."""
+"""Iterative reconstruction without a prior: SIRT, CGLS, and ordered subsets.
+
+Rays that were not measured (:attr:`~sagittal.reconstruction.scan.Scan.missing`) have no part in it.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,8 @@ class Reconstruction:
         discrepancy: Mean over rays of the squared residual by its variance; near 1 where the image explains
             the scan up to its noise. None where the dose is not known.
         doubt: What the volume's variance is made of; None where none was asked for.
+        unseen: Voxels that the scanner does not see from every side, bool of the volume's shape; None where
+            there are none.
     """
 
     volume: Volume
@@ -48,6 +53,7 @@ class Reconstruction:
     stopped: str
     discrepancy: float | None = None
     doubt: Uncertainty | None = None
+    unseen: NDArray[np.bool_] | None = None
 
 
 def sirt(
@@ -132,15 +138,18 @@ def ordered_subsets(
     for first in range(subsets):
         rays = scan.sinogram[first::subsets].astype(np.float32)
         projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid, device=device)
+        seen = np.ones(projector.shape, np.float32)
+        if scan.missing is not None:
+            seen[scan.missing[first::subsets]] = 0
         lengths = projector.forward(np.ones(grid.shape, np.float32))
-        crossed = projector.back(np.ones(projector.shape, np.float32))
-        parts.append((projector, rays, _inverse(lengths), _inverse(crossed)))
+        crossed = projector.back(seen)
+        parts.append((projector, rays, seen, _inverse(lengths), _inverse(crossed)))
     image = begin(grid, start)
     energies = []
     for iteration in range(iterations):
         energy = 0.0
-        for projector, rays, by_ray, by_voxel in parts:
-            residual = rays - projector.forward(image)
+        for projector, rays, seen, by_ray, by_voxel in parts:
+            residual = seen * (rays - projector.forward(image))
             energy += float(np.vdot(residual, residual)) / 2
             image += by_voxel * projector.back(by_ray * residual)
             if positive:
@@ -180,13 +189,13 @@ def cgls(
     require_iterations(iterations)
     projector = Projector(scan.geometry, grid, device=device)
     image = begin(grid, start)
-    residual = scan.sinogram.astype(np.float32) - projector.forward(image)
+    residual = _measured(scan, scan.sinogram.astype(np.float32) - projector.forward(image))
     slope = projector.back(residual)
     way, square = slope.copy(), float(np.vdot(slope, slope))
     energies = []
     stopped = "iterations"
     for iteration in range(iterations):
-        ahead = projector.forward(way)
+        ahead = _measured(scan, projector.forward(way))
         length = float(np.vdot(ahead, ahead))
         if square == 0 or length == 0:
             stopped = "converged"
@@ -225,6 +234,11 @@ def begin(grid: Geometry, start: NDArray[np.floating] | None) -> NDArray[np.floa
             "the start has another shape than the grid", value=start.shape, expected=str(grid.shape)
         )
     return np.array(start, np.float32)
+
+
+def _measured(scan: Scan, rays: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return rays with 0 where nothing was measured."""
+    return rays if scan.missing is None else np.where(scan.missing, np.float32(0), rays)
 
 
 def _inverse(sums: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -10,16 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.core.memory import require_memory
 from sagittal.reconstruction.analytic import fbp, fdk
+from sagittal.reconstruction.field_of_view import unseen
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, cgls, ordered_subsets, silent, sirt
+from sagittal.reconstruction.memory import memory_needed
 from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.total_variation import Solver, directional_tv, edge_preserving_tv, tv
 from sagittal.reconstruction.uncertainty import Kind, uncertainty
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
 
-__all__ = ["METHODS", "reconstruct", "truncated_share"]
+__all__ = ["METHODS", "UNSEEN_HU", "reconstruct"]
+
+UNSEEN_HU = 1000.0
+"""Standard deviation of a voxel that is not seen from every side: from water it may be air, or bone."""
 
 _ITERATIVE: Mapping[str, Callable[..., Reconstruction]] = {
     "sirt": sirt,
@@ -32,8 +38,6 @@ _ITERATIVE: Mapping[str, Callable[..., Reconstruction]] = {
 
 METHODS = ("fbp", *_ITERATIVE)
 """Names of the methods; ``fbp`` is FDK for a circular cone."""
-
-_CUT = 0.05
 
 _DRAWS: Mapping[Kind, int] = {"quick": 4, "bootstrap": 20}
 _FEW = 2  # where noise is much the same everywhere, and neighbours say what draws do not
@@ -55,6 +59,9 @@ def reconstruct(
 ) -> Reconstruction:
     """Reconstruct a scan by the method of this name.
 
+    Voxels that the scanner does not see from every side are told (:attr:`.Reconstruction.unseen`): their
+    variance, where one is estimated, is at least that of :data:`UNSEEN_HU`.
+
     Args:
         scan: Any geometry that the method takes.
         grid: Where the voxels are to lie.
@@ -70,14 +77,21 @@ def reconstruct(
         options: Those of the method.
 
     Raises:
-        InputError: There is no such method, it takes no such option, or the scan does not say its dose where
-            a variance is wanted; and see the method.
+        InputError: There is no such method, it takes no such option, it needs more memory than there is, or
+            the scan does not say its dose where a variance is wanted; and see the method.
         GeometryError: The grid does not suit the scanner.
     """
     if method not in METHODS:
         raise InputError("there is no such method", value=method, expected=", ".join(METHODS))
     if doubt not in _DRAWS:
         raise InputError("there is no such doubt", source="doubt", value=doubt, expected=", ".join(_DRAWS))
+    needed = memory_needed(scan, grid, method, variance=variance, subdivision=options.get("subdivision"))
+    require_memory(
+        needed,
+        f"the reconstruction by {method}",
+        instead="take a coarser grid, fewer slices, or another method",
+    )
+    hidden = unseen(scan.geometry, grid)
     try:
         found = _by_name(scan, grid, method, mu_water, report, options, variance and doubt == "quick")
     except TypeError as error:
@@ -86,7 +100,7 @@ def reconstruct(
         given = ", ".join(options)
         raise InputError("the method has no such option", source=method, value=given) from error
     if not variance:
-        return found
+        return _told(found, hidden)
     smooth = method.endswith("tv")
 
     def again(other: Scan, start: NDArray[np.float32] | None) -> Volume:
@@ -114,7 +128,19 @@ def reconstruct(
     )
     facts = {**image.facts, "doubt": doubts.facts}
     volume = image.replace(variance=doubts.variance, facts=facts)
-    return dataclasses.replace(found, volume=volume, doubt=doubts)
+    return _told(dataclasses.replace(found, volume=volume, doubt=doubts), hidden)
+
+
+def _told(found: Reconstruction, hidden: NDArray[np.bool_] | None) -> Reconstruction:
+    """Return the reconstruction with what it does not see: as a mask, a share, and a variance."""
+    if hidden is None:
+        return found
+    image = found.volume
+    variance = image.variance
+    if variance is not None:
+        variance = np.where(hidden, np.maximum(variance, np.float32(UNSEEN_HU**2)), variance)
+    facts = {**image.facts, "unseen": float(hidden.mean())}
+    return dataclasses.replace(found, volume=image.replace(variance=variance, facts=facts), unseen=hidden)
 
 
 def _by_name(
@@ -131,12 +157,3 @@ def _by_name(
     analytic = fdk if isinstance(scan.geometry, ConeBeam) else fbp
     volume = analytic(scan, grid, variance=variance, mu_water=mu_water, **options)
     return Reconstruction(volume=volume, energies=(), stopped="converged")
-
-
-def truncated_share(scan: Scan) -> float:
-    """Return the share of views whose outermost bins see part of the object, so that some of it is cut off.
-
-    A bin does where its line integral, averaged over the rows, is above a twentieth of the scan's largest.
-    """
-    ends = scan.sinogram[:, :, [0, -1]].mean(axis=1).max(axis=1)
-    return float(np.mean(ends > _CUT * max(float(scan.sinogram.max()), 1e-6)))

@@ -31,7 +31,7 @@ def simulate_scan(
     volume: Volume,
     geometry: ScanGeometry,
     *,
-    photons: float,
+    photons: float | NDArray[np.floating[Any]],
     seed: int = 0,
     electronic: float = 0.0,
     mu_water: float = WATER_PER_MM,
@@ -41,7 +41,8 @@ def simulate_scan(
     Args:
         volume: In HU or 1/mm.
         geometry: The scanner.
-        photons: What a bin counts with nothing in the way.
+        photons: What a bin counts with nothing in the way: a number, or as
+            :attr:`~sagittal.reconstruction.scan.Scan.photons`; rays without photons come back as missing.
         seed: The noise follows from it.
         electronic: Standard deviation of the detector's own noise, in photons.
         mu_water: Attenuation of water, 1/mm.
@@ -59,21 +60,19 @@ def add_noise(
     exact: NDArray[np.floating],
     geometry: ScanGeometry,
     *,
-    photons: float,
+    photons: float | NDArray[np.floating[Any]],
     seed: int = 0,
     electronic: float = 0.0,
 ) -> Scan:
     """Return a scan of Poisson counts about exact line integrals, with Gaussian electronic noise.
 
     Raises:
-        GeometryError: Line integrals of another shape than the geometry's.
+        GeometryError: Line integrals or photons that do not suit the geometry.
         InputError: A dose that is not positive, or negative noise.
     """
-    for name, value, least in (("photons", photons, 0.0), ("electronic", electronic, None)):
-        if not math.isfinite(value) or (value <= least if least is not None else value < 0):
-            raise InputError(f"{name} must be a positive number", source=name, value=value)
+    dose = Scan(np.asarray(exact), geometry, photons, electronic)  # checks all of it
     draw = generator(seed, "ct-scan")
-    counts = draw.poisson(photons * np.exp(-np.asarray(exact, np.float64))).astype(np.float64)
+    counts = draw.poisson(dose.counts).astype(np.float64)
     if electronic:
         counts += draw.normal(0, electronic, counts.shape)
     return Scan.from_counts(counts, photons, geometry, electronic=electronic)

@@ -294,7 +294,10 @@ class _Task:
         return [slice(first, first + many) for first in range(0, len(self.rays), many)]
 
     def _variance(self, views: slice) -> NDArray[np.float64] | float:
-        return self.noise**2 if self.noise else some_views(self.scan, views).variance
+        if not self.noise:
+            return some_views(self.scan, views).variance
+        missing = self.scan.missing
+        return self.noise**2 if missing is None else np.where(missing[views], math.inf, self.noise**2)
 
     def variation(self, **weights: Any) -> Variation:
         return Variation(grid=self.grid, threads=self.solver.threads, **weights)
@@ -318,7 +321,7 @@ class _Task:
             volume=hounsfield(image, self.asked, self.mu_water, facts=facts),
             energies=tuple(state.energies),
             stopped=state.stopped,
-            discrepancy=state.squares / self.rays.size if known else None,
+            discrepancy=state.squares / self.scan.measured if known else None,
         )
 
     def _coarse(self) -> NDArray[Any]:
@@ -411,7 +414,9 @@ def _weighing(
 
 def _noise(scan: Scan) -> float:
     """Return the standard deviation of the rays of a scan without a dose, from neighbours."""
+    known = np.ones(scan.geometry.shape, bool) if scan.missing is None else ~scan.missing
     second = np.diff(scan.sinogram.astype(np.float64), 2, axis=-1)
+    second = second[known[..., :-2] & known[..., 1:-1] & known[..., 2:]]
     noise = float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6) if second.size else 0.0
     return max(noise, 1e-4 * max(float(np.abs(scan.sinogram).max()), 1e-6))
 

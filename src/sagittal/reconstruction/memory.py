@@ -1,0 +1,56 @@
+"""What memory a reconstruction takes, so that one that cannot fit is refused before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sagittal.reconstruction.field_of_view import truncated_share
+from sagittal.reconstruction.geometry import ConeBeam
+from sagittal.reconstruction.scan import Scan
+from sagittal.volume import Geometry
+
+__all__ = ["COPIES", "memory_needed"]
+
+COPIES: Mapping[str, tuple[int, int]] = {
+    "fbp": (17, 11),
+    "sirt": (10, 7),
+    "cgls": (10, 4),
+    "ordered-subsets": (15, 4),
+    "tv": (13, 11),
+    "edge-preserving-tv": (14, 11),
+    "directional-tv": (19, 15),
+}
+"""Copies of the volume and of the sinogram, both in float32, at the peak of each method.
+
+Measured, and rounded up. The test that measures them again fails where one is too low, or far too high.
+"""
+
+_PLANE_FBP = (8, 8)
+_VARIANCE, _BESIDE = (26, 21), (7, 6)
+_FLOAT = 4
+
+
+def memory_needed(
+    scan: Scan, grid: Geometry, method: str, *, variance: bool = False, subdivision: int | None = None
+) -> int:
+    """Return an estimate of the bytes that a reconstruction takes at its peak, the scan itself not counted.
+
+    Args:
+        scan: What is reconstructed.
+        grid: Where the voxels are to lie.
+        method: A key of :data:`COPIES`.
+        variance: Whether each voxel's variance is estimated too.
+        subdivision: Parts of a voxel's side that total variation computes with; its default without it.
+    """
+    cone = isinstance(scan.geometry, ConeBeam)
+    of_volume, of_rays = _PLANE_FBP if method == "fbp" and not cone else COPIES[method]
+    if subdivision is None:
+        subdivision = 2 if method == "edge-preserving-tv" and not cone else 1
+    of_volume *= subdivision**2
+    if variance:
+        of_volume = max(of_volume + _BESIDE[0], _VARIANCE[0])
+        of_rays = max(of_rays + _BESIDE[1], _VARIANCE[1])
+    if (variance or method == "fbp") and truncated_share(scan) > 0:
+        of_rays *= 2  # continued beyond the detector
+    return _FLOAT * (of_volume * math.prod(grid.shape) + of_rays * math.prod(scan.geometry.shape))
