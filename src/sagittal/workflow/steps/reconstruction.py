@@ -34,7 +34,9 @@ class ReconstructCT(Step):
 
     name: ClassVar[str] = "reconstruct-ct"
     version: ClassVar[str] = "2"
-    doubt: ClassVar[str] = "starts it where the method gives a variance: photon noise, through to each voxel"
+    doubt: ClassVar[str] = (
+        "starts it where a variance is asked for: photon noise, and what the method gets wrong"
+    )
     packages: ClassVar[tuple[str, ...]] = ("numpy", "scipy")
 
     method: str
