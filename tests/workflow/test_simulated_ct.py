@@ -195,6 +195,14 @@ def test_findings_say_whether_their_interval_holds_what_was_scanned(findings: tu
         assert said[2] == amount.unit
 
 
+def test_a_mean_in_hu_is_not_judged_by_its_size(findings: tuple[Finding, ...]) -> None:
+    """Water is 0 HU: half the interval over the value would be anything."""
+    mean = next(f.content for f in findings if f.content.code == "simulated-ct.mean")
+    assert mean.measurement is not None
+    assert mean.doubt is None
+    assert replace(mean, measurement=replace(mean.measurement, unit="ml")).doubt is not None
+
+
 def test_replay_gives_the_same_bits(runner: Runner, case_id: str) -> None:
     runs = replay(runner.store, case_id, shelf=ModelShelf(offline=True))
     assert [run.differences for run in runs] == [()] * 8
