@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
-from sagittal.reconstruction.projectors import check_grid
 from sagittal.reconstruction.scan import Scan, hounsfield
+from sagittal.reconstruction.segments import check_grid
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
 

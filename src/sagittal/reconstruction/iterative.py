@@ -51,6 +51,7 @@ def sirt(
     iterations: int = 100,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
@@ -62,6 +63,7 @@ def sirt(
         iterations: How many.
         positive: Hold the attenuation at 0 or more.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
 
@@ -76,6 +78,7 @@ def sirt(
         iterations=iterations,
         positive=positive,
         start=start,
+        device=device,
         mu_water=mu_water,
         report=report,
         name="sirt",
@@ -90,6 +93,7 @@ def ordered_subsets(
     iterations: int = 20,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
     name: str = "ordered-subsets",
@@ -103,6 +107,7 @@ def ordered_subsets(
         iterations: How many times all views are used.
         positive: Hold the attenuation at 0 or more.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
         name: What the image's facts call the method.
@@ -120,7 +125,7 @@ def ordered_subsets(
     parts = []
     for first in range(subsets):
         rays = scan.sinogram[first::subsets].astype(np.float32)
-        projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid)
+        projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid, device=device)
         lengths = projector.forward(np.ones(grid.shape, np.float32))
         crossed = projector.back(np.ones(projector.shape, np.float32))
         parts.append((projector, rays, _inverse(lengths), _inverse(crossed)))
@@ -147,6 +152,7 @@ def cgls(
     *,
     iterations: int = 15,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
@@ -157,6 +163,7 @@ def cgls(
         grid: Where the voxels are to lie.
         iterations: How many.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
 
@@ -165,7 +172,7 @@ def cgls(
         InputError: No iterations.
     """
     require_iterations(iterations)
-    projector = Projector(scan.geometry, grid)
+    projector = Projector(scan.geometry, grid, device=device)
     image = begin(grid, start)
     residual = scan.sinogram.astype(np.float32) - projector.forward(image)
     slope = projector.back(residual)

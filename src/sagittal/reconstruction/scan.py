@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import GeometryError, InputError
-from sagittal.reconstruction.geometry import ScanGeometry
+from sagittal.reconstruction.geometry import ScanGeometry, subset
 from sagittal.reconstruction.hounsfield_scale import HounsfieldScale
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
@@ -118,6 +118,16 @@ class Scan:
     def replace(self, **changes: Any) -> Scan:
         """Return a scan with the named attributes changed; everything is checked again."""
         return dataclasses.replace(self, **changes)
+
+
+def some_views(scan: Scan, views: slice) -> Scan:
+    """Return some of a scan's views as a scan."""
+    photons: Any = scan.photons
+    if isinstance(photons, np.ndarray) and photons.ndim == 3 and len(photons) > 1:
+        photons = photons[views]
+    return scan.replace(
+        sinogram=scan.sinogram[views], geometry=subset(scan.geometry, views), photons=photons, starved=0
+    )
 
 
 def attenuation(volume: Volume, mu_water: float = WATER_PER_MM) -> NDArray[np.float32]:
