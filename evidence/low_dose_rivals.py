@@ -24,12 +24,14 @@ __all__ = ["RIVALS", "missing", "rival"]
 
 def rival(name: str, scan: Scan, grid: Geometry, threads: int, options: dict[str, Any]) -> Volume:
     """Reconstruct by one of :data:`RIVALS`, in HU, on our grid."""
-    assert isinstance(scan.geometry, ParallelBeam) and scan.geometry.offset == 0
+    assert isinstance(scan.geometry, ParallelBeam)
+    assert scan.geometry.offset == 0
     step = grid.spacing[0]
-    assert np.isclose(scan.geometry.bin_width, step) and grid.shape[0] == grid.shape[1]
-    rays = np.ascontiguousarray(scan.sinogram[:, 0], np.float32) / np.float32(step)
+    assert np.isclose(scan.geometry.bin_width, step)
+    assert grid.shape[0] == grid.shape[1]
+    rays = np.ascontiguousarray(scan.sinogram[:, 0], np.float32)
     image = RIVALS[name](rays, np.asarray(scan.geometry.angles), grid.shape[0], threads, options)
-    return hounsfield(np.ascontiguousarray(image, np.float32)[..., None], grid)
+    return hounsfield(np.ascontiguousarray(image, np.float32)[..., None] / np.float32(step), grid)
 
 
 def missing() -> dict[str, str]:
