@@ -46,7 +46,7 @@ METHODS: Mapping[str, list[Options]] = {
         filter_name=["ramp", "shepp-logan", "cosine", "hann"], interpolation=["linear", "cubic"]
     ),
     "skimage-iradon-tv": crossed(filter_name=["ramp", "hann"], weight=[0.01, 0.03, 0.08, 0.2]),
-    "svmbir": crossed(sharpness=[-1.0, 0.0, 1.0, 2.0], snr_db=[30.0, 40.0]),
+    "svmbir": crossed(sharpness=[-1.0, -0.3, 0.3, 1.0], snr_db=[25.0, 30.0]),
 }
 """Settings to choose from, by method: the same budget for all."""
 
