@@ -41,8 +41,8 @@ class Solver:
             proximal step is the processor's.
     """
 
-    iterations: int = 150
-    tolerance: float = 3e-4
+    iterations: int = 300
+    tolerance: float = 1e-4
     inner: int = 10
     levels: int = 2
     coarse_iterations: int = 40
