@@ -26,7 +26,7 @@ def crossed(**values: Sequence[Any]) -> list[Options]:
 ITERATIONS = (8, 14, 24, 40, 65, 100, 150, 220)
 FEW = (3, 5, 7, 10, 14, 19, 26, 40)
 ROUGHNESS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 200.0)
-ROUGH = (4.0, 16.0, 50.0, 150.0)
+ROUGH = (4.0, 16.0, 64.0, 160.0)
 FINE = {"subdivision": 2, "model_error": 0.05}
 PAPER = {"subdivision": 1, "model_error": 0.0, "edge_price": 0.0}
 
@@ -35,10 +35,10 @@ METHODS: Mapping[str, list[Options]] = {
     "sirt": crossed(iterations=ITERATIONS),
     "cgls": crossed(iterations=FEW),
     "tv": crossed(roughness=ROUGHNESS),
-    "edge-preserving-tv": crossed(roughness=ROUGH, delta=[60.0, 150.0]),
-    "directional-tv": crossed(roughness=ROUGH, delta=[60.0, 150.0]),
+    "edge-preserving-tv": crossed(roughness=ROUGH, delta=[60.0, 120.0]),
+    "directional-tv": crossed(roughness=ROUGH, delta=[60.0, 120.0]),
     "tv, finer voxels": crossed(roughness=ROUGHNESS),
-    "edge-preserving-tv, the paper's": crossed(roughness=ROUGH, delta=[60.0, 150.0]),
+    "edge-preserving-tv, the paper's": crossed(roughness=ROUGH, delta=[60.0, 120.0]),
     "astra-fbp": crossed(FilterType=["ram-lak", "shepp-logan", "cosine", "hann"], FilterD=[1.0, 0.6]),
     "astra-sirt": crossed(iterations=ITERATIONS),
     "astra-cgls": crossed(iterations=FEW),
