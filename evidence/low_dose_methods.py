@@ -23,7 +23,7 @@ def crossed(**values: Sequence[Any]) -> list[Options]:
     return [dict(zip(values, each, strict=True)) for each in product(*values.values())]
 
 
-ITERATIONS = (8, 14, 24, 40, 65, 100, 150, 220)
+ITERATIONS = (14, 24, 40, 65, 110, 180, 300, 500)
 FEW = (3, 5, 7, 10, 14, 19, 26, 40)
 ROUGHNESS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 200.0)
 ROUGH = (4.0, 16.0, 64.0, 160.0)
