@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from known_fields import bump, centred, on_grid, turn
-from sagittal.core.errors import InputError
+from sagittal.core.errors import GeometryError, InputError
 from sagittal.registration import affine_registration, register
 from sagittal.registration.filters import gaussian
 from sagittal.volume import DisplacementField, Geometry, Volume
@@ -130,3 +131,25 @@ def test_what_cannot_be_registered_is_refused() -> None:
         register(fixed, fixed, affine=np.zeros((4, 4)))
     with pytest.raises(InputError, match="iterations"):
         register(fixed, fixed, iterations=())
+    with pytest.raises(GeometryError, match="do not overlap"):
+        register(fixed, fixed, affine=[[1, 0, 0, 900], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    with pytest.raises(GeometryError, match="dimensions"):
+        register(fixed, textured(FLAT))
+    tilted = textured(FLAT).replace(geometry=centred(FLAT.shape, (1.5, 1.6, 4), turn(0, 0.2)))
+    with pytest.raises(GeometryError, match="not parallel"):
+        register(tilted, textured(FLAT))
+
+
+def test_what_speaks_against_a_result_is_said() -> None:
+    moving, fixed, _ = known(GRID, 20)
+    found = register(moving, fixed, iterations=(4, 2))
+    assert found.problems == ()
+    folded = found.field.vectors.copy()
+    folded[:, 20, 18, 16] += 9
+    broken = replace(
+        found,
+        field=DisplacementField(folded, GRID),
+        inverse_consistency_mm=7.0,
+        energies=((0.5, 0.6),),
+    )
+    assert [problem.split()[-1] for problem in broken.problems] == ["fold", "mm", "alike"]

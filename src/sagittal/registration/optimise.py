@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sagittal.core.errors import InputError
+from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.optional import optional_import
 from sagittal.registration.affine import affine_registration
 from sagittal.registration.filters import gaussian
@@ -37,6 +37,8 @@ _WINDOW = 6  # iterations over which the images must become more alike
 _GAIN = 1e-3  # by so much of what the level has gained
 _BEFORE = 0.5  # standard deviation, in coarse voxels, of what smooths before sampling
 _SINGULAR = 1e-6
+_PARALLEL = 0.9999  # cosine between two slices
+_WILD = 8.0  # a growth or shrinking that no two anatomies differ by
 _MANY = 1 << 16  # voxels above which the velocity lies on a grid of half the resolution
 
 
@@ -58,6 +60,26 @@ class Registration:
     affine: NDArray[np.float64]
     energies: tuple[tuple[float, ...], ...]
     inverse_consistency_mm: float
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What speaks against this result, in words; it can be wrong without any of them.
+
+        Said are: folds, an inverse that leads a voxel astray on average, a place that grew or shrank more
+        than eightfold, and images that did not become more alike.
+        """
+        least, largest = float(self.field.determinant.min()), float(self.field.determinant.max())
+        scale = abs(float(np.linalg.det(self.affine[:3, :3])))
+        found = []
+        if self.field.folds:
+            found.append(f"{self.field.folds} voxels fold")
+        elif least < scale / _WILD or largest > scale * _WILD:
+            found.append(f"the Jacobian determinant goes from {least:.3g} to {largest:.3g}")
+        if not self.inverse_consistency_mm <= max(self.field.geometry.spacing):
+            found.append(f"field and inverse miss each other by {self.inverse_consistency_mm:.3g} mm")
+        if not any(min(level) < level[0] for level in self.energies):
+            found.append("the images did not become more alike")
+        return tuple(found)
 
 
 def register(
@@ -90,11 +112,13 @@ def register(
 
     Raises:
         InputError: A constant image, an unknown measure, an affine that is not one, no level.
-        GeometryError: The images do not overlap under the affine map given.
+        GeometryError: The images do not overlap under the affine map, one is a slice and the other is
+            not, or two slices are not parallel.
         MissingDependencyError: torch or scipy is not installed.
     """
     torch = optional_import("torch", "language")
     compare = similarity(measure)
+    _require_one_dimension(fixed.geometry, moving.geometry)
     if not iterations or min(iterations) < 0:
         raise InputError("not a number of iterations for each level", value=list(iterations))
     if affine is None:
@@ -110,6 +134,7 @@ def register(
             raise InputError(
                 "not an affine map", value=f"shape {matrix.shape}", expected="invertible, (4, 4)"
             )
+    _require_overlap(fixed.geometry, moving.geometry, matrix)
     images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
     finest = min(s for s, n in zip(fixed.geometry.spacing, fixed.shape, strict=True) if n > 1)
     finest = max(finest, finest_mm or 0.0)
@@ -127,6 +152,31 @@ def register(
         energies.append(found)
         report(f"{width:g} mm: {found[0]:.4f} to {min(found):.4f} in {len(found) - 1} iterations")
     return _result(velocity, matrix, fixed.geometry, moving.geometry, tuple(energies))
+
+
+def _require_one_dimension(fixed: Geometry, moving: Geometry) -> None:
+    flat = [[axis for axis in range(3) if grid.shape[axis] == 1] for grid in (fixed, moving)]
+    if len(flat[0]) != len(flat[1]) or len(flat[0]) > 1:
+        raise GeometryError(
+            "the images do not have as many dimensions, or fewer than two",
+            value=f"{fixed.shape} and {moving.shape}",
+            expected="two slices, or two volumes",
+        )
+    if flat[0]:
+        pair = zip((fixed, moving), flat, strict=True)
+        rows = [np.linalg.inv(grid.affine[:3, :3])[axes[0]] for grid, axes in pair]
+        a, b = (row / np.linalg.norm(row) for row in rows)
+        if abs(float(a @ b)) < _PARALLEL:
+            angle = np.degrees(np.arccos(abs(float(a @ b))))
+            raise GeometryError("the slices are not parallel", value=f"{angle:.3g} degrees", expected="0")
+
+
+def _require_overlap(fixed: Geometry, moving: Geometry, matrix: NDArray[np.float64]) -> None:
+    seen = places(np.zeros((3, *fixed.shape), dtype=np.float32), matrix @ fixed.affine, moving.affine)
+    if not inside(seen, moving.shape).any():
+        raise GeometryError(
+            "the images do not overlap under the affine map", value=repr(moving), expected=f"near {fixed!r}"
+        )
 
 
 class _Level:
