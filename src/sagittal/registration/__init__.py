@@ -1,6 +1,15 @@
-"""Where the points of one image lie in another: transformations from volume change and rotation, averages."""
+"""Where the points of one image lie in another: registration, maps with given volume change, averages."""
 
+from sagittal.registration.affine import affine_registration
 from sagittal.registration.average import average_transformation
+from sagittal.registration.optimise import Registration, register
 from sagittal.registration.variational import Construction, construct
 
-__all__ = ["Construction", "average_transformation", "construct"]
+__all__ = [
+    "Construction",
+    "Registration",
+    "affine_registration",
+    "average_transformation",
+    "construct",
+    "register",
+]

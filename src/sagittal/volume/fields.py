@@ -63,10 +63,12 @@ class DisplacementField:
         change = np.asarray(matrix, dtype=np.float64)
         if change.shape != (4, 4) or not np.isfinite(change).all():
             raise InputError("not an affine map", value=f"shape {change.shape}", expected="finite, (4, 4)")
-        index = np.stack(np.meshgrid(*map(np.arange, geometry.shape), indexing="ij"), axis=-1)
-        points = geometry.index_to_world(index)
-        moved = points @ (change[:3, :3] - np.eye(3)).T + change[:3, 3]
-        return cls(np.moveaxis(moved, -1, 0), geometry)
+        steps = (change - np.eye(4)) @ geometry.affine
+        index = list(np.ogrid[tuple(slice(0, count) for count in geometry.shape)])
+        vectors = np.empty((3, *geometry.shape))
+        for row in range(3):
+            vectors[row] = field_calculus.combine(steps[row, :3], index) + steps[row, 3]
+        return cls(vectors, geometry)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from sagittal.workbench import (
 )
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
+from sagittal.workbench.register import register
 from sagittal.workbench.serve import serve
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compa
 app.add_typer(field.app, name="field", help="Displacement fields: volume change, rotation, inverse, average.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
 
+app.command()(register)
 app.command()(serve)
 
 StoreOption = case_commands.StoreOption

@@ -1,0 +1,57 @@
+"""Images for registration: intensities between 0 and 1, on coarser and coarser grids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagittal.core.errors import InputError
+from sagittal.registration.filters import gaussian
+from sagittal.volume import Geometry, Volume
+from sagittal.volume.field_maps import places, sample
+
+__all__ = ["coarsened", "normalised", "on_grid"]
+
+_TAILS = (0.5, 99.5)  # percent of the voxels: what lies beyond is cut off
+_FEWEST = 4  # voxels along an axis that is not a single one
+
+
+def normalised(volume: Volume, name: str) -> NDArray[np.float32]:
+    """Return the intensities from 0 to 1, float32; a half percent at each end is cut off.
+
+    Raises:
+        InputError: The image is constant, or nearly.
+    """
+    array = volume.array.astype(np.float32)
+    low, high = np.percentile(array, _TAILS)
+    if not high > low:
+        low, high = array.min(), array.max()
+    if not high > low:
+        raise InputError("the image is constant", source=name, value=float(low), expected="a contrast")
+    scaled: NDArray[np.float32] = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
+    return scaled
+
+
+def coarsened(geometry: Geometry, spacing_mm: float) -> Geometry:
+    """Return a grid over the same box whose voxels are about ``spacing_mm`` wide, or as wide as they were."""
+    shape = []
+    for count, step in zip(geometry.shape, geometry.spacing, strict=True):
+        fewer = round(count * step / spacing_mm)
+        shape.append(count if count == 1 else min(count, max(_FEWEST, fewer)))
+    ratio = np.array(geometry.shape) / shape
+    affine = geometry.affine.copy()
+    affine[:3, :3] *= ratio
+    affine[:3, 3] = geometry.index_to_world((ratio - 1) / 2)  # the outer faces stay
+    return Geometry((shape[0], shape[1], shape[2]), affine)
+
+
+def on_grid(image: NDArray[Any], geometry: Geometry, coarse: Geometry) -> NDArray[np.float32]:
+    """Return an image on a coarser grid over the same box, smoothed by half a coarse voxel before."""
+    if coarse == geometry:
+        return np.asarray(image, dtype=np.float32)
+    ratio = np.array(coarse.spacing) / geometry.spacing
+    smooth = gaussian(image, [0.5 * step if step > 1 else 0.0 for step in ratio.tolist()])
+    index = places(np.zeros((3, *coarse.shape)), coarse.affine, geometry.affine)
+    return np.asarray(sample(smooth, index), dtype=np.float32)

@@ -1,0 +1,270 @@
+"""Diffeomorphic registration of two images by descent: no training, the same bits on any threads.
+
+A velocity that does not change in time leads from the space of the fixed image to that of the moving one
+(after an affine map). Both images are brought half the way and compared there, so that neither is
+preferred, and the inverse is the exponential of the negative velocity. The update is that of the
+log-domain demons (Vercauteren, Pennec, Perchant, Ayache 2008): the derivative of the similarity in the
+middle is smoothed, and added to the velocity, which is smoothed a little itself. The step is the largest
+displacement it makes; it shrinks when the images become less alike [inference].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sagittal.core.errors import GeometryError, InputError
+from sagittal.core.optional import optional_import
+from sagittal.registration.affine import affine_registration
+from sagittal.registration.filters import gaussian
+from sagittal.registration.levels import coarsened, normalised, on_grid
+from sagittal.registration.similarity import Similarity, similarity
+from sagittal.registration.variational import Report, silent
+from sagittal.volume import DisplacementField, Geometry, Volume
+from sagittal.volume.field_calculus import Array, combine, gradient
+from sagittal.volume.field_maps import exponentiate, inside, places, sample
+
+__all__ = ["Registration", "register"]
+
+_STEP = 0.5  # of a voxel: the largest displacement of a full step
+_SHRINK = 0.7
+_SMALLEST_STEP = 0.1  # of the full one
+_WINDOW = 6  # iterations over which the images must become more alike
+_GAIN = 1e-3  # by so much of what the level has gained
+_BEFORE = 0.5  # standard deviation, in coarse voxels, of what smooths before sampling
+_SINGULAR = 1e-6
+_PARALLEL = 0.9999  # cosine between two slices
+_WILD = 8.0  # a growth or shrinking that no two anatomies differ by
+_MANY = 1 << 16  # voxels above which the velocity lies on a grid of half the resolution
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """Where the points of the fixed image lie in the moving one, and back.
+
+    Attributes:
+        field: From the fixed image's grid into the moving image's space; warps the moving image.
+        inverse: From the moving image's grid into the fixed image's space; warps the fixed image.
+        affine: The affine part of ``field``, (4, 4) in RAS+ mm.
+        energies: For each level, the similarity at the start and after each iteration; lower is more alike.
+        inverse_consistency_mm: Mean distance from a point of the fixed image to where ``inverse`` leads
+            after ``field``.
+    """
+
+    field: DisplacementField
+    inverse: DisplacementField
+    affine: NDArray[np.float64]
+    energies: tuple[tuple[float, ...], ...]
+    inverse_consistency_mm: float
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What speaks against this result, in words; it can be wrong without any of them.
+
+        Said are: folds, an inverse that leads a voxel astray on average, a place that grew or shrank more
+        than eightfold, and images that did not become more alike.
+        """
+        least, largest = float(self.field.determinant.min()), float(self.field.determinant.max())
+        scale = abs(float(np.linalg.det(self.affine[:3, :3])))
+        found = []
+        if self.field.folds:
+            found.append(f"{self.field.folds} voxels fold")
+        elif least < scale / _WILD or largest > scale * _WILD:
+            found.append(f"the Jacobian determinant goes from {least:.3g} to {largest:.3g}")
+        if not self.inverse_consistency_mm <= max(self.field.geometry.spacing):
+            found.append(f"field and inverse miss each other by {self.inverse_consistency_mm:.3g} mm")
+        if not any(min(level) < level[0] for level in self.energies):
+            found.append("the images did not become more alike")
+        return tuple(found)
+
+
+def register(
+    moving: Volume,
+    fixed: Volume,
+    *,
+    measure: str = "local-correlation",
+    affine: ArrayLike | None = None,
+    finest_mm: float | None = None,
+    iterations: Sequence[int] = (60, 40, 20),
+    update_smoothing: float = 3.5,
+    field_smoothing: float = 0.3,
+    report: Report = silent,
+) -> Registration:
+    """Find the diffeomorphism under which two images look most alike.
+
+    Args:
+        moving: The image that is to be brought to ``fixed``.
+        fixed: The image whose grid is kept.
+        measure: "local-correlation", "mean-square", or "mutual-information" for different kinds of images.
+        affine: The affine map from fixed to moving space, (4, 4) in RAS+ mm; by default it is looked for.
+        finest_mm: Voxel width of the last level; by default that of the fixed image.
+        iterations: At most so many for each level, from the coarsest; each is twice as fine as the last.
+        update_smoothing: Standard deviation, in voxels of the level, of what smooths each update.
+        field_smoothing: Standard deviation, in voxels of the level, of what smooths the velocity each time.
+        report: Is told each level.
+
+    Returns:
+        The map, its inverse, and how the similarity fell.
+
+    Raises:
+        InputError: A constant image, an unknown measure, an affine that is not one, no level.
+        GeometryError: The images do not overlap under the affine map, one is a slice and the other is
+            not, or two slices are not parallel.
+        MissingDependencyError: torch or scipy is not installed.
+    """
+    torch = optional_import("torch", "language")
+    compare = similarity(measure)
+    _require_one_dimension(fixed.geometry, moving.geometry)
+    if not iterations or min(iterations) < 0:
+        raise InputError("not a number of iterations for each level", value=list(iterations))
+    if affine is None:
+        report("affine")
+        matrix = affine_registration(moving, fixed, multimodal=measure == "mutual-information")
+    else:
+        matrix = np.array(affine, dtype=np.float64)
+        if (
+            matrix.shape != (4, 4)
+            or not np.isfinite(matrix).all()
+            or abs(np.linalg.det(matrix[:3, :3])) < 1e-6
+        ):
+            raise InputError(
+                "not an affine map", value=f"shape {matrix.shape}", expected="invertible, (4, 4)"
+            )
+    _require_overlap(fixed.geometry, moving.geometry, matrix)
+    images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
+    finest = min(s for s, n in zip(fixed.geometry.spacing, fixed.shape, strict=True) if n > 1)
+    finest = max(finest, finest_mm or 0.0)
+    velocity, energies = DisplacementField.identity(fixed.geometry), []
+    for number, most in enumerate(iterations):
+        width = finest * 2 ** (len(iterations) - 1 - number)
+        grids = coarsened(fixed.geometry, width), coarsened(moving.geometry, width)
+        pair = [
+            torch.from_numpy(on_grid(image, volume.geometry, grid))
+            for image, volume, grid in zip(images, (fixed, moving), grids, strict=True)
+        ]
+        seen = Geometry(grids[1].shape, np.linalg.inv(matrix) @ grids[1].affine)  # moving, in fixed space
+        level = _Level(pair, (grids[0], seen), compare, (update_smoothing, field_smoothing), width)
+        velocity, found = level.descended(velocity, most)
+        energies.append(found)
+        report(f"{width:g} mm: {found[0]:.4f} to {min(found):.4f} in {len(found) - 1} iterations")
+    return _result(velocity, matrix, fixed.geometry, moving.geometry, tuple(energies))
+
+
+def _require_one_dimension(fixed: Geometry, moving: Geometry) -> None:
+    flat = [[axis for axis in range(3) if grid.shape[axis] == 1] for grid in (fixed, moving)]
+    if len(flat[0]) != len(flat[1]) or len(flat[0]) > 1:
+        raise GeometryError(
+            "the images do not have as many dimensions, or fewer than two",
+            value=f"{fixed.shape} and {moving.shape}",
+            expected="two slices, or two volumes",
+        )
+    if flat[0]:
+        pair = zip((fixed, moving), flat, strict=True)
+        rows = [np.linalg.inv(grid.affine[:3, :3])[axes[0]] for grid, axes in pair]
+        a, b = (row / np.linalg.norm(row) for row in rows)
+        if abs(float(a @ b)) < _PARALLEL:
+            angle = np.degrees(np.arccos(abs(float(a @ b))))
+            raise GeometryError("the slices are not parallel", value=f"{angle:.3g} degrees", expected="0")
+
+
+def _require_overlap(fixed: Geometry, moving: Geometry, matrix: NDArray[np.float64]) -> None:
+    seen = places(np.zeros((3, *fixed.shape), dtype=np.float32), matrix @ fixed.affine, moving.affine)
+    if not inside(seen, moving.shape).any():
+        raise GeometryError(
+            "the images do not overlap under the affine map", value=repr(moving), expected=f"near {fixed!r}"
+        )
+
+
+class _Level:
+    """Two images at one resolution, both in the space of the fixed one."""
+
+    def __init__(
+        self,
+        images: list[Array],
+        grids: tuple[Geometry, Geometry],
+        compare: Similarity,
+        smoothing: tuple[float, float],
+        width: float,
+    ) -> None:
+        self.images, self.grids, self.compare, self.width = images, grids, compare, width
+        torch = optional_import("torch", "language")
+        many = int(np.prod(grids[0].shape)) > _MANY
+        self.coarse = coarsened(grids[0], 2 * width) if many else grids[0]
+        # What is sampled coarsely is smoothed a little on the fine grid, and the rest on the coarse one.
+        before = _BEFORE * 2 * width if many else 0.0
+        rest = max((smoothing[0] * width) ** 2 - before**2, 0.0) ** 0.5
+        self.before = [before / step for step in grids[0].spacing]
+        self.update = [rest / step for step in self.coarse.spacing]
+        self.elastic = [smoothing[1] * width / step for step in self.coarse.spacing]
+        zero = torch.zeros((3, *grids[0].shape)), torch.zeros((3, *self.coarse.shape))
+        self.up = places(zero[0], grids[0].affine, self.coarse.affine)
+        self.down = places(zero[1], self.coarse.affine, grids[0].affine)
+
+    def halves(self, velocity: Array) -> list[Array]:
+        """Return both images, brought half the way."""
+        found = []
+        for image, grid, sign in zip(self.images, self.grids, (-0.5, 0.5), strict=True):
+            moved = exponentiate(sign * velocity, self.coarse.affine)
+            if self.coarse is not self.grids[0]:
+                moved = sample(moved, self.up)
+            found.append(sample(image, places(moved, self.grids[0].affine, grid.affine)))
+        return found
+
+    def descended(self, start: DisplacementField, most: int) -> tuple[DisplacementField, tuple[float, ...]]:
+        """Return the velocity with the lowest energy of at most so many steps, and the energies."""
+        torch = optional_import("torch", "language")
+        velocity = torch.from_numpy(start.resample(self.coarse).vectors.astype(np.float32))
+        best, far = velocity, _STEP * self.width
+        energies: list[float] = []
+        for _ in range(most + 1):
+            a, b = self.halves(velocity)
+            value, by_a, by_b = self.compare(a, b)
+            if energies and value > min(energies):
+                far *= _SHRINK
+            elif not energies or value < min(energies):
+                best = velocity
+            energies.append(value)
+            if far < _SMALLEST_STEP * _STEP * self.width or _flat(energies):
+                break
+            slopes = zip(gradient(a, self.grids[0].affine), gradient(b, self.grids[0].affine), strict=True)
+            force = torch.stack([by_b * second - by_a * first for first, second in slopes])
+            if self.coarse is not self.grids[0]:
+                force = sample(gaussian(force, self.before, outside_zero=True), self.down)
+            force = gaussian(force, self.update, outside_zero=True)
+            longest = float((force * force).sum(0).max()) ** 0.5
+            if longest == 0:
+                break
+            velocity = gaussian(velocity - force * (far / longest), self.elastic, outside_zero=True)
+        return DisplacementField(best.numpy(), self.coarse), tuple(energies)
+
+
+def _flat(energies: list[float]) -> bool:
+    if len(energies) <= _WINDOW:
+        return False
+    lowest = min(energies)
+    return min(energies[:-_WINDOW]) - lowest <= _GAIN * (energies[0] - lowest)
+
+
+def _result(
+    velocity: DisplacementField,
+    matrix: NDArray[np.float64],
+    fixed: Geometry,
+    moving: Geometry,
+    energies: tuple[tuple[float, ...], ...],
+) -> Registration:
+    torch = optional_import("torch", "language")
+    whole = torch.from_numpy(velocity.resample(fixed).vectors.astype(np.float32))
+    there, back = (exponentiate(sign * whole, fixed.affine).numpy() for sign in (1, -1))
+    linear = DisplacementField.from_affine(matrix, fixed).vectors
+    turned = np.stack([combine(row, list(there.astype(np.float64))) for row in matrix[:3, :3]])
+    field = DisplacementField((linear + turned).astype(np.float32), fixed)
+    undone = DisplacementField.from_affine(np.linalg.inv(matrix), moving)
+    inverse = DisplacementField(back, fixed).compose(undone)
+    inverse = DisplacementField(inverse.vectors.astype(np.float32), moving)
+    lands = inside(places(field.vectors, fixed.affine, moving.affine), moving.shape)
+    left: Any = inverse.compose(field).magnitude[lands]
+    return Registration(field, inverse, matrix, energies, float(left.mean()) if left.size else float("nan"))

@@ -1,0 +1,90 @@
+"""The command that brings one image to another."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sagittal.core.errors import InputError
+from sagittal.core.files import write_text
+from sagittal.core.progress import status
+from sagittal.workbench.output import emit, speaks
+
+__all__ = ["register"]
+
+_METHODS = ("affine", "diffeomorphic")
+
+
+@speaks
+def register(
+    moving: Annotated[Path, typer.Argument(help="The image that is brought to the other.")],
+    fixed: Annotated[Path, typer.Argument(help="The image that stays as it is.")],
+    out: Annotated[Path, typer.Option(help="Folder of what is found.")],
+    method: Annotated[str, typer.Option(help="diffeomorphic, or affine alone.")] = "diffeomorphic",
+    measure: Annotated[
+        str, typer.Option(help="local-correlation, mean-square or mutual-information.")
+    ] = "local-correlation",
+    labels: Annotated[Path | None, typer.Option(help="Labels of the moving image, to carry over.")] = None,
+    finest: Annotated[float | None, typer.Option(help="Voxel width of the last level, mm.")] = None,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write the result; '-' prints it as one line."),
+    ] = None,
+) -> None:
+    """Bring an image to another: the image, the field, its inverse, and the local volume change."""
+    from sagittal.registration import register as registered
+    from sagittal.volume import read_volume, write_field, write_nifti
+
+    if method not in _METHODS:
+        raise InputError(
+            "there is no such method", source="--method", value=method, expected=", ".join(_METHODS)
+        )
+    started, cpu = time.perf_counter(), time.process_time()
+    images = read_volume(moving), read_volume(fixed)
+    carried = None if labels is None else read_volume(labels)
+    with status(quiet=json_file == "-") as report:
+        found = registered(
+            *images,
+            measure=measure,
+            finest_mm=finest,
+            iterations=(0,) if method == "affine" else (60, 40, 20),
+            report=report,
+        )
+        files = {name: out / f"{name}.nii.gz" for name in ("warped", "field", "inverse", "log_jacobian")}
+        if carried is not None:
+            files["labels"] = out / "labels.nii.gz"
+            write_nifti(found.field.warp(carried, "label"), files["labels"])
+        write_nifti(found.field.warp(images[0]), files["warped"])
+        write_nifti(found.field.log_jacobian(), files["log_jacobian"])
+        write_field(found.field, files["field"])
+        write_field(found.inverse, files["inverse"])
+    result: dict[str, Any] = {
+        "method": method,
+        "measure": measure,
+        **{name: str(path.absolute()) for name, path in files.items()},
+        "affine": found.affine.tolist(),
+        "similarity": [[level[0], min(level)] for level in found.energies],
+        **found.field.summary(),
+        "inverse_consistency_mm": found.inverse_consistency_mm,
+        "problems": list(found.problems) if method != "affine" else [],
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+    }
+    if json_file not in (None, "-"):
+        write_text(Path(str(json_file)), json.dumps(result, indent=1) + "\n")
+    emit(result, as_json=json_file == "-", text=lambda: _say(result))
+
+
+def _say(result: dict[str, Any]) -> None:
+    typer.echo(f"{result['warped']}: {result['seconds']:.1f} s")
+    typer.echo(
+        f"moved {result['mean_mm']:.3g} mm on average, Jacobian determinant {result['jacobian_min']:.3g} to "
+        f"{result['jacobian_max']:.3g}, {result['folds']} voxels fold, inverse within "
+        f"{result['inverse_consistency_mm']:.2g} mm"
+    )
+    for problem in result["problems"]:
+        typer.echo(f"do not trust this: {problem}", err=True)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from known_fields import bump, centred, on_grid
+from sagittal.volume import DisplacementField, Volume, read_field, read_nifti, write_nifti
+from sagittal.workbench.cli import app
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GRID = centred((30, 28, 10), (2, 2, 6), np.diag([-1.0, 1, 1]))
+
+
+def sagittal(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["register", *(str(argument) for argument in arguments)])
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A moving image, a fixed image of one slab in two shades, and labels of the moving one."""
+    index = np.stack(np.meshgrid(*map(np.arange, GRID.shape), indexing="ij"), -1)
+    x, y, z = np.moveaxis(GRID.index_to_world(index), -1, 0)
+    body = (np.abs(x) < 20) & (np.abs(y) < 18) & (np.abs(z) < 20)
+    shade = 100 * body + 60 * (body & (np.hypot(x - 4, y) < 9)) + 5 * np.sin(x / 3) * np.cos(y / 4) * body
+    fixed = Volume(shade.astype(np.float32), GRID)
+    smooth = bump(12, (30, 28, 30), 3)
+    warp = on_grid(smooth, GRID).exponentiate()
+    paths = tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz", tmp_path / "labels.nii.gz"
+    write_nifti(warp.warp(fixed), paths[0])
+    write_nifti(fixed, paths[1])
+    write_nifti(warp.warp(fixed.with_array((shade > 130).astype(np.uint8)), "label"), paths[2])
+    return paths
+
+
+def dice(a: Any, b: Any) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def test_an_image_and_its_labels_are_brought_over(images: Any, tmp_path: Path) -> None:
+    moving, fixed, labels = images
+    out, told_in = tmp_path / "out", tmp_path / "told.json"
+    result = sagittal(moving, fixed, "--labels", labels, "--out", out, "--json", told_in)
+    assert result.exit_code == 0, result.output
+    told = json.loads(told_in.read_text())
+    assert told["folds"] == 0
+    assert told["problems"] == []
+    wanted, before = read_nifti(fixed).array, read_nifti(moving).array
+    warped, carried = read_nifti(out / "warped.nii.gz").array, read_nifti(out / "labels.nii.gz").array
+    assert np.abs(warped - wanted).mean() < 0.5 * np.abs(before - wanted).mean()
+    start = dice(read_nifti(labels).array > 0, wanted > 130)
+    assert dice(carried > 0, wanted > 130) > max(0.9, start)
+    field, inverse = read_field(out / "field.nii.gz"), read_field(out / "inverse.nii.gz")
+    assert inverse.compose(field).magnitude.mean() < 0.2
+    assert np.allclose(read_nifti(out / "log_jacobian.nii.gz").array, field.log_jacobian().array, atol=1e-4)
+
+
+def test_an_affine_map_alone_is_affine(images: Any, tmp_path: Path) -> None:
+    result = sagittal(*images[:2], "--method", "affine", "--out", tmp_path, "--json", "-")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    field = read_field(tmp_path / "field.nii.gz")
+    plain = DisplacementField.from_affine(told["affine"], GRID)
+    assert np.allclose(field.vectors, plain.vectors, atol=1e-3)
+
+
+def test_what_cannot_be_registered_is_refused(images: Any, tmp_path: Path) -> None:
+    moving, fixed, _ = images
+    flat = tmp_path / "flat.nii.gz"
+    write_nifti(Volume(np.eye(9)[:, :, None], centred((9, 9, 1), (4, 4, 4), np.eye(3))), flat)
+    constant = tmp_path / "constant.nii.gz"
+    write_nifti(Volume(np.ones(GRID.shape), GRID), constant)
+    parts = tmp_path / "parts.nii.gz"
+    write_nifti(Volume(np.full(GRID.shape, 0.5), GRID), parts)
+    out = tmp_path / "out"
+    for given, said in (
+        ((flat, fixed), "dimensions"),
+        ((constant, fixed), "constant"),
+        ((moving, fixed, "--measure", "likeness"), "no such similarity"),
+        ((moving, fixed, "--method", "magic"), "no such method"),
+        ((moving, fixed, "--method", "affine", "--labels", parts), "whole numbers"),
+        ((tmp_path / "none.nii", fixed), "none.nii"),
+    ):
+        result = sagittal(*given, "--out", out)
+        assert result.exit_code == 2, result.output
+        assert said in result.stderr
+        assert not out.exists()
