@@ -11,8 +11,7 @@ compared with ASTRA's fastest, of its ``line`` and ``linear`` kinds (``strip`` i
 are ``radon`` and ``iradon`` without a filter.
 
 ``--cone N`` also measures a pair of an N-cubed cone beam of 90 views, and says how many sums of products
-it takes and how many of them a second that makes. ``--memory`` measures the peak of resident memory of a
-reconstruction by total variation, in a process of its own, beside the volume and the sinogram.
+it takes and how many of them a second that makes.
 
 ASTRA is licensed under the GPL and is not imported by the package. Without it or scikit-image their
 columns are null, and ``without`` says why.
@@ -26,8 +25,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -185,41 +182,6 @@ def cone(size: int, rounds: int) -> dict[str, Any]:
     }
 
 
-_PEAK = """
-import json, sys
-import numpy as np
-from sagittal.reconstruction import Scan, Solver, fitted_geometry, tv
-from sagittal.volume import Geometry
-size, slices, views = map(int, sys.argv[1:])
-def a_scan(size, views):
-    corner = (-(size - 1) / 2, -(size - 1) / 2, -(slices - 1) / 2)
-    grid = Geometry.from_spacing((size, size, slices), origin=corner)
-    geometry = fitted_geometry(grid, "cone" if slices > 1 else "fan", views)
-    return Scan(np.full(geometry.shape, 0.5, np.float32), geometry, 1e5), grid
-def kept(field):
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-tv(*a_scan(32, 4), solver=Solver(iterations=3))
-scan, grid = a_scan(size, views)
-before = kept("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins again
-tv(scan, grid, solver=Solver(iterations=3, levels=0))
-print(json.dumps({"before_mib": before, "peak_mib": kept("VmHWM"),
-    "volume_mib": 4 * size * size * slices / 2**20,
-    "sinogram_mib": scan.sinogram.nbytes / 2**20, "views": views, "size": size, "slices": slices}))
-"""
-
-
-def memory(size: int, slices: int, views: int) -> dict[str, Any]:
-    """Measure the peak of resident memory of total variation, in copies of the volume beside the sinogram."""
-    command = [sys.executable, "-c", _PEAK, str(size), str(slices), str(views)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ})
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    extra = found["peak_mib"] - found["before_mib"]  # the scan was there before
-    found["copies_of_volume_beside_the_scan"] = extra / found["volume_mib"]
-    return found
-
-
 def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     names = [
@@ -244,23 +206,19 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cone", type=int, default=0, help="voxels along each axis; 0 for none")
-    parser.add_argument("--memory", type=int, default=0, help="voxels along an axis; 0: not")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     without: dict[str, str] = {}
     found: dict[str, Any] = {"rows": rows(arguments, without)}
     if arguments.cone:
         found["cone"] = cone(arguments.cone, max(1, arguments.rounds // 4))
-    if arguments.memory:
-        found["memory"] = memory(arguments.memory, max(1, arguments.memory // 4), 60)
     found |= {"without": without, "rounds": arguments.rounds, "machine": machine()}
     for row in found["rows"]:
         ratios = [row["ratio_to_astra"], row["ratio_to_skimage"]]
         shown = ", ".join("-" if ratio is None else f"{ratio:.3f}" for ratio in ratios)
         print(f"{row['geometry']:9} {row['name']:13} {row['threads']}: {row['pair_ms']:8.1f} ms ({shown})")
-    for part in ("cone", "memory"):
-        if part in found:
-            print(part, json.dumps(found[part]))
+    if "cone" in found:
+        print("cone", json.dumps(found["cone"]))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -54,6 +54,10 @@ inline T curved_bin_at(const Inverse<T>& v, T x, T r) {
 template <typename T>
 struct Range {
   int64_t first = 0, last = 0;
+  Range(const Segment<T>& g, T r, int64_t pixels) {  // a first guess, which moving corrects
+    const auto bin = [&](T x) { return g.inverse.curved ? curved_bin_at(g.inverse, x, r) : bin_at(g.inverse, x, r); };
+    first = int64_t(std::clamp<T>(bin(T(-0.5)), 0, T(g.bins))), last = int64_t(std::clamp<T>(bin(T(pixels) - T(0.5)), 0, T(g.bins)));
+  }
   void move(const T* P, const T* Q, int64_t bins, T r, int64_t pixels) {
     const auto edge = [&](int64_t e) { return P[e] + Q[e] * r; };
     const T low = T(-0.5), high = T(pixels) - T(0.5);
@@ -280,45 +284,40 @@ struct Slices {
 }  // namespace
 
 template <typename T>
-void project(const Sweep<T>& s, const Segment<T>& g, const T* image, T* room, T* rays) {
-  T *E = room, *sums = room + g.bins + 1 + kSlack;
-  std::fill(sums, sums + g.bins, T(0));
+void project(const Sweep<T>& s, const Segment<T>& g, const T* image, int64_t from, int64_t to, T* room, T* sums) {
+  T* E = room;
   const T *P = s.P + g.edges, *Q = s.Q + g.edges;
   const int64_t width = s.pixels + 2 * s.pad;
-  Range<T> range;
-  for (int64_t r = g.from; r < g.to; ++r) {
+  const int64_t begin = std::max(from, g.from), end = std::min(to, g.to);
+  if (begin >= end) return;
+  Range<T> range(g, T(begin), s.pixels);
+  for (int64_t r = begin; r < end; ++r) {
     range.move(P, Q, g.bins, T(r), s.pixels);
     if (range.first >= range.last) continue;
     // Bins before the first add nothing, but make whole vectors; narrow ones still lie in the padding.
     const int64_t more = g.taps <= 3 ? (kVector - (range.last - range.first) % kVector) % kVector : 0;
     const int64_t first = std::max<int64_t>(range.first - more, 0);
     edges_at(P, Q, E, first, range.last, T(r));
-    unrolled<Add>(g.taps, (const T*)E, image + r * width + s.pad, sums, first, range.last, g.taps);
+    unrolled<Add>(g.taps, (const T*)E, image + (r - from) * width + s.pad, sums, first, range.last, g.taps);
   }
-  const T* scale = s.scales + g.scales;
-  for (int64_t u = 0; u < g.bins; ++u) rays[g.first + g.step * u] = sums[u] * scale[u];
 }
 
 template <typename T>
-void spread(const Sweep<T>& s, int64_t row, const T* const* rays, T* room, T* out) {
+void spread(const Sweep<T>& s, int64_t begin, int64_t end, int64_t row, const T* const* rays, T* room, T* out) {
   std::fill(out, out + s.pixels, T(0));
   const T r = T(row), far = T(1e9);
   T *E = room + s.pad, *G = E + s.largest + 1 + 2 * s.pad;
-  for (std::size_t n = 0; n < s.segments.size(); ++n) {
+  for (int64_t n = begin; n < end; ++n) {
     const Segment<T>& g = s.segments[n];
     if (row < g.from || row >= g.to) continue;
     const T *P = s.P + g.edges, *Q = s.Q + g.edges;
-    Range<T> range;
-    // A first guess, which moving corrects.
     const Inverse<T>& v = g.inverse;
-    const T begins = v.curved ? curved_bin_at(v, T(-0.5), r) : bin_at(v, T(-0.5), r);
-    const T ends = v.curved ? curved_bin_at(v, T(s.pixels) - T(0.5), r) : bin_at(v, T(s.pixels) - T(0.5), r);
-    range.first = int64_t(std::clamp<T>(begins, 0, T(g.bins))), range.last = int64_t(std::clamp<T>(ends, 0, T(g.bins)));
+    Range<T> range(g, r, s.pixels);
     range.move(P, Q, g.bins, r, s.pixels);
     if (range.first >= range.last) continue;
     const int64_t a = range.first, b = range.last;
     edges_at(P, Q, E, a, b, r);
-    const T* given = rays[n];
+    const T* given = rays[n - begin];
 #pragma GCC ivdep
     for (int64_t u = a, end = a + (b - a + kVector - 1) / kVector * kVector; u < end; ++u) G[u] = given[u] / (E[u + 1] - E[u]);
     for (int64_t k = 1; k <= s.pad; ++k) E[a - k] = -far, E[b + k] = far, G[a - k] = 0, G[b + k - 1] = 0;
@@ -330,21 +329,24 @@ void spread(const Sweep<T>& s, int64_t row, const T* const* rays, T* room, T* ou
 }
 
 template <typename T>
-void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, const T* volume, T* room, T* rays) {
+void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, int64_t begin, int64_t end, const T* volume, T* room, T* rays,
+                  int64_t bin_stride, int64_t line_stride) {
   const int64_t pad = c.taps + 2;
   T *E = room, *column = E + s.largest + 1 + kSlack + pad, *sums = column + c.slices + pad;
   std::fill(column - pad, column + c.slices + pad, T(0));
-  std::fill(sums, sums + g.bins * c.lines, T(0));
+  std::fill(sums, sums + (end - begin) * c.lines, T(0));
+  sums -= begin * c.lines;
   const T *P = s.P + g.edges, *Q = s.Q + g.edges;
   const T *m0 = c.m0 + g.scales, *m1 = c.m1 + g.scales;
-  Range<T> range;
+  Range<T> range(g, T(g.from), s.pixels);
   for (int64_t row = g.from; row < g.to; ++row) {
     const T r = T(row);
     range.move(P, Q, g.bins, r, s.pixels);
-    if (range.first >= range.last) continue;
-    edges_at(P, Q, E, range.first, range.last, r);
+    const int64_t first = std::max(range.first, begin), last = std::min(range.last, end);
+    if (first >= last) continue;
+    edges_at(P, Q, E, first, last, r);
     const T* plane = volume + row * c.row_stride;
-    for (int64_t u = range.first; u < range.last; ++u) {
+    for (int64_t u = first; u < last; ++u) {
       const T lo = E[u], hi = E[u + 1], height = m0[u] + m1[u] * r;
       const T zero = g.centre - height * c.middle;
       // Lines that meet the slices, and slices that these lines meet.
@@ -374,28 +376,28 @@ void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, cons
     }
   }
   const T *scale = s.scales + g.scales, *tilt = c.tilt + g.scales;
-  for (int64_t u = 0; u < g.bins; ++u) {
-    T* to = rays + (g.first + g.step * u) * c.lines;
+  for (int64_t u = begin; u < end; ++u) {
+    T* to = rays + (g.first + g.step * u) * bin_stride;
     for (int64_t v = 0; v < c.lines; ++v) {
       const T up = (T(v) + T(0.5) - c.middle) * tilt[u];
-      to[v] = sums[u * c.lines + v] * std::sqrt(scale[u] * scale[u] + up * up);
+      to[v * line_stride] = sums[u * c.lines + v] * std::sqrt(scale[u] * scale[u] + up * up);
     }
   }
 }
 
 template <typename T>
-void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t row, const T* const* rays, T* room, T* volume) {
+void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t begin, int64_t end, int64_t row, const T* const* rays, T* room, T* volume) {
   const int64_t pad = c.back_taps + 2;
   T *E = room, *column = E + s.largest + 1 + kSlack, *lines = column + c.slices + pad;
   std::fill(lines - pad, lines + c.lines + pad, T(0));
   const T r = T(row);
   T* plane = volume + row * c.row_stride;
-  for (std::size_t n = 0; n < s.segments.size(); ++n) {
+  for (int64_t n = begin; n < end; ++n) {
     const Segment<T>& g = s.segments[n];
     if (row < g.from || row >= g.to) continue;
     const T *P = s.P + g.edges, *Q = s.Q + g.edges;
     const T *m0 = c.m0 + g.scales, *m1 = c.m1 + g.scales;
-    Range<T> range;
+    Range<T> range(g, r, s.pixels);
     range.move(P, Q, g.bins, r, s.pixels);
     if (range.first >= range.last) continue;
     edges_at(P, Q, E, range.first, range.last, r);
@@ -405,7 +407,7 @@ void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t row, const T* cons
       const int64_t bottom = std::clamp<int64_t>(int64_t(below(zero + T(0.5))), 0, c.slices);
       const int64_t top = std::clamp<int64_t>(int64_t(below(zero + height * T(c.lines) + T(0.5))) + 1, 0, c.slices);
       if (bottom >= top) continue;
-      const T* given = rays[n] + u * c.lines;
+      const T* given = rays[n - begin] + u * c.lines;
       std::copy(given, given + c.lines, lines);
       unrolled<Slices>(c.back_taps, (const T*)lines, column, bottom, top, zero, height, 1 / ((hi - lo) * height), -int(pad) + 1, int(c.lines),
                        c.back_taps);
@@ -423,11 +425,12 @@ void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t row, const T* cons
   }
 }
 
-#define INSTANTIATE(T)                                                                                     \
-  template void project<T>(const Sweep<T>&, const Segment<T>&, const T*, T*, T*);                          \
-  template void spread<T>(const Sweep<T>&, int64_t, const T* const*, T*, T*);                              \
-  template void project_cone<T>(const Sweep<T>&, const Cone<T>&, const Segment<T>&, const T*, T*, T*);     \
-  template void spread_cone<T>(const Sweep<T>&, const Cone<T>&, int64_t, const T* const*, T*, T*);
+#define INSTANTIATE(T)                                                                                                            \
+  template void project<T>(const Sweep<T>&, const Segment<T>&, const T*, int64_t, int64_t, T*, T*);                               \
+  template void spread<T>(const Sweep<T>&, int64_t, int64_t, int64_t, const T* const*, T*, T*);                                   \
+  template void project_cone<T>(const Sweep<T>&, const Cone<T>&, const Segment<T>&, int64_t, int64_t, const T*, T*, T*, int64_t, \
+                                int64_t);                                                                                         \
+  template void spread_cone<T>(const Sweep<T>&, const Cone<T>&, int64_t, int64_t, int64_t, const T* const*, T*, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

@@ -52,16 +52,21 @@ struct Cone {
   int taps, back_taps;
 };
 
-#define DECLARE_PROJECTORS(name)                                                                                 \
-  namespace name {                                                                                               \
-  template <typename T>                                                                                          \
-  void project(const Sweep<T>&, const Segment<T>&, const T* image, T* room, T* rays);                            \
-  template <typename T>                                                                                          \
-  void spread(const Sweep<T>&, int64_t row, const T* const* rays, T* room, T* out);                              \
-  template <typename T>                                                                                          \
-  void project_cone(const Sweep<T>&, const Cone<T>&, const Segment<T>&, const T* volume, T* room, T* rays);      \
-  template <typename T>                                                                                          \
-  void spread_cone(const Sweep<T>&, const Cone<T>&, int64_t row, const T* const* rays, T* room, T* volume);      \
+// A segment's sums over rows [from, to) of an image whose padded row `from` begins at `image`; the sums go on. A row's
+// sums over segments [begin, end) go into `out`, or a plane of slices of a cone beam's into `volume`. Of a segment of a
+// cone beam the bins [begin, end) are computed, and their lines written `bin_stride` and `line_stride` apart.
+#define DECLARE_PROJECTORS(name)                                                                                       \
+  namespace name {                                                                                                     \
+  template <typename T>                                                                                                \
+  void project(const Sweep<T>&, const Segment<T>&, const T* image, int64_t from, int64_t to, T* room, T* sums);        \
+  template <typename T>                                                                                                \
+  void spread(const Sweep<T>&, int64_t begin, int64_t end, int64_t row, const T* const* rays, T* room, T* out);        \
+  template <typename T>                                                                                                \
+  void project_cone(const Sweep<T>&, const Cone<T>&, const Segment<T>&, int64_t begin, int64_t end, const T* volume,   \
+                    T* room, T* rays, int64_t bin_stride, int64_t line_stride);                                        \
+  template <typename T>                                                                                                \
+  void spread_cone(const Sweep<T>&, const Cone<T>&, int64_t begin, int64_t end, int64_t row, const T* const* rays,     \
+                   T* room, T* volume);                                                                                \
   }
 DECLARE_PROJECTORS(generic)
 DECLARE_PROJECTORS(avx2)

@@ -51,6 +51,15 @@ def test_a_scan_is_reconstructed_with_its_variance(scan: Path, tmp_path: Path) -
     assert abs(float(np.median(image.array[18:22, 26:29]))) < 300
 
 
+def test_the_variance_of_total_variation_says_what_it_is_made_of(scan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.nii.gz"
+    how = ("--iterations", 5, "--variance", "--doubt", "bootstrap", "--draws", 3)
+    told = last_line(sagittal("ct", "reconstruct", scan, "--method", "tv", *how, "--out", out, "--json"))
+    assert told["doubt"]["kind"] == "bootstrap"
+    assert told["doubt"]["draws"] == 3
+    assert read_nifti(out).variance is not None
+
+
 def test_options_reach_the_method(scan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.nii.gz"
     common = ("ct", "reconstruct", scan, "--out", out, "--json")
@@ -97,7 +106,7 @@ def test_an_image_becomes_part_of_a_case(scan: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--method", "magic", "--out", "x.nii.gz"), "there is no such method; got magic"),
-        (("--method", "tv", "--variance", "--out", "x.nii.gz"), "the method gives no variance"),
+        (("--variance", "--doubt", "none", "--out", "x.nii.gz"), "there is no such doubt; got none"),
         (("--method", "fbp"), "--out: the image has nowhere to go"),
     ],
 )

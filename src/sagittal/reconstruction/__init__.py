@@ -13,6 +13,7 @@ from sagittal.reconstruction.scan import Scan, attenuation, broken_rays, hounsfi
 from sagittal.reconstruction.scan_file import StoredScan, read_scan, write_scan
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry, scannable, simulate_scan, upright
 from sagittal.reconstruction.total_variation import Solver, directional_tv, edge_preserving_tv, tv
+from sagittal.reconstruction.uncertainty import Uncertainty
 
 __all__ = [
     "METHODS",
@@ -26,6 +27,7 @@ __all__ = [
     "ScanGeometry",
     "Solver",
     "StoredScan",
+    "Uncertainty",
     "add_noise",
     "attenuation",
     "back",

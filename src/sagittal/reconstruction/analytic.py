@@ -20,9 +20,9 @@ from sagittal.core.errors import InputError
 from sagittal.reconstruction.field_of_view import extrapolated, seen_from, truncated_share
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.missing_rays import fill_missing
-from sagittal.reconstruction.projectors import check_grid
 from sagittal.reconstruction.redundancy import longer_side, redundancy
 from sagittal.reconstruction.scan import Scan, hounsfield
+from sagittal.reconstruction.segments import check_grid
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
 

@@ -37,6 +37,8 @@ class Solver:
         coarse_iterations: At most so many on each of them.
         dtype: float32, or float64 to look closely.
         threads: How many; they change no bit.
+        device: Where scans are projected, as for :class:`~sagittal.reconstruction.projectors.Projector`; the
+            proximal step is the processor's.
     """
 
     iterations: int = 150
@@ -46,6 +48,7 @@ class Solver:
     coarse_iterations: int = 40
     dtype: str = "float32"
     threads: int | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         require_iterations(self.iterations)
@@ -65,12 +68,14 @@ class Descent:
         energies: What is made small, after each iteration.
         stopped: As in :class:`~sagittal.reconstruction.iterative.Reconstruction`.
         squares: Sum of the squared residual, by its variance.
+        travelled: Sum of the relative changes of all iterations.
     """
 
     image: NDArray[Any]
     energies: list[float]
     stopped: str
     squares: float
+    travelled: float
 
 
 def minimise(
@@ -88,67 +93,114 @@ def minimise(
 ) -> Descent:
     """Make ``sum weights (A f - rays)^2 / 2 + price * variation(f)`` small, for images not below 0.
 
+    What is held beside rays and weights: two images, the dual (for each axis of the grid half an image, whole
+    ones of float64), the residual, and how far it moved in 16 bits; and a sixteenth of an image, about, for
+    some views at a time.
+
     Args:
         projector: ``A``, in the dtype that is computed in.
         rays: Line integrals, shape of the projector's sinograms.
         weights: Of each ray, 0 or more, the same shape.
         variation: On the projector's grid.
         price: What it costs.
-        start: Where to begin, shape of the grid; not changed.
+        start: Where to begin, shape of the grid. It is taken over: what it holds afterwards is not told.
         iterations: At most so many.
         tolerance: Two images in turn that differ by less, relatively, are near the end.
         inner: Iterations of the proximal step.
         report: Takes a line every ten iterations.
     """
     dtype: Any = projector.dtype
-    rays, weights = rays.astype(dtype, copy=False), weights.astype(dtype, copy=False)
+    image = np.ascontiguousarray(start, dtype)
+    np.maximum(image, 0, out=image)
     curvature = curvature_bound(projector, weights)
-    image = np.maximum(start, 0).astype(dtype)
+    parts = _parts(projector)
     dual = variation.start(dtype)
-    shadow = projector.forward(image)
+    residual = np.empty(projector.shape, dtype)
+    # By how much it changed in the last step: a gradient's error by half a thousandth of it is no matter.
+    moved = np.zeros(projector.shape, np.float16 if dtype == np.float32 else dtype)
 
-    def squares_of(shadow: NDArray[Any]) -> float:
-        residual = (shadow - rays).astype(np.float64)
-        return float(np.vdot(residual, weights * residual))
+    def look(image: NDArray[Any]) -> float:
+        """Take the residual of an image; return its squares, by their weights."""
+        squares = 0.0
+        for views in parts:
+            now = projector.forward(image, views)
+            now -= rays[views]
+            np.subtract(now, residual[views], out=moved[views], casting="same_kind")
+            residual[views] = now
+            wide = now.astype(np.float64, copy=False)
+            squares += float(np.sum(wide * wide * weights[views]))
+        return squares
 
-    squares = squares_of(shadow)
+    residual[...] = 0
+    squares = look(image)
     energy = squares / 2 + price * variation.value(image)
-    ahead, ahead_shadow, momentum, steps = image, shadow, 1.0, inner
+    before = np.empty_like(image)
+    push, momentum, steps = 0.0, 1.0, inner
     energies: list[float] = []
-    stopped = "iterations"
+    stopped, travelled = "iterations", 0.0
     while len(energies) < iterations:
-        slope = projector.back(weights * (ahead_shadow - rays))
-        kept = [part.copy() for part in dual]
-        new = variation.step(ahead - slope / dtype.type(curvature), price / curvature, dual, iterations=steps)
-        new_shadow = projector.forward(new)
-        new_squares = squares_of(new_shadow)
-        new_energy = new_squares / 2 + price * variation.value(new)
+        # Where the momentum leads, and from there down the slope, in place of the image before.
+        _extrapolate(image, before, push)
+        for views in parts:
+            slope = residual[views].copy() if push == 0 else residual[views] + dtype.type(push) * moved[views]
+            slope *= weights[views]
+            projector.add_back(slope, before, first=views.start, factor=-1 / curvature)
+        change, size = variation.exchange(before, image, price / curvature, dual, iterations=steps)
+        new_squares = look(image)
+        new_energy = new_squares / 2 + price * variation.value(image)
         if new_energy > energy:
-            dual = kept
+            image, before = before, image
+            for views in parts:
+                residual[views] -= moved[views]
+            push = 0.0
             if momentum > 1:  # begin again, without momentum
-                ahead, ahead_shadow, momentum = image, shadow, 1.0
+                momentum = 1.0
                 continue
             if steps < 8 * inner:  # the proximal step was not exact enough
                 steps *= 2
                 continue
             stopped = "stalled"
             break
-        change = float(np.linalg.norm(new - image)) / max(float(np.linalg.norm(new)), 1e-30)
         next_momentum = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        push = dtype.type((momentum - 1) / next_momentum)
-        ahead, ahead_shadow = new + push * (new - image), new_shadow + push * (new_shadow - shadow)
+        push = (momentum - 1) / next_momentum
         fell = squares - new_squares
-        image, shadow, squares, energy, momentum = new, new_shadow, new_squares, new_energy, next_momentum
+        squares, energy, momentum = new_squares, new_energy, next_momentum
         energies.append(energy)
+        relative = math.sqrt(change / max(size, 1e-60))
+        travelled += relative
         if len(energies) % 10 == 0:
             report(f"{image.shape[0]} voxels wide, iteration {len(energies)}, energy {energy:.6g}")
         # Near the end, unless the steps still gather momentum, or the scan is still being explained
         # and not yet as well as its noise allows.
         explained = squares <= rays.size or fell < 10 * tolerance * squares
-        if change < tolerance and momentum > _MOMENTUM and explained:
+        if relative < tolerance and momentum > _MOMENTUM and explained:
             stopped = "converged"
             break
-    return Descent(image, energies, stopped, squares)
+    return Descent(image, energies, stopped, squares, travelled)
+
+
+def _parts(projector: Projector) -> list[slice]:
+    """Return the views in parts, for each of which a sixteenth of an image has room, or a megabyte."""
+    views, rows, bins = projector.shape
+    if not projector.in_parts:
+        return [slice(0, views)]
+    most = max(math.prod(projector.grid.shape) // 16, 1 << 18)
+    many = min(views, max(1, most // (rows * bins)))
+    return [slice(first, min(first + many, views)) for first in range(0, views, many)]
+
+
+def _extrapolate(image: NDArray[Any], before: NDArray[Any], push: float) -> None:
+    """Put ``image + push * (image - before)`` in place of ``before``."""
+    if push == 0:
+        before[...] = image
+        return
+    amount = image.dtype.type(push)
+    rows = max(1, (1 << 16) * image.shape[0] // image.size)  # at a time, so that what is between stays near
+    for first in range(0, image.shape[0], rows):
+        now, then = image[first : first + rows], before[first : first + rows]
+        np.subtract(now, then, out=then)
+        then *= amount
+        then += now
 
 
 def curvature_bound(projector: Projector, weights: NDArray[Any], *, rounds: int = 4) -> float:
@@ -158,12 +210,22 @@ def curvature_bound(projector: Projector, weights: NDArray[Any], *, rounds: int 
     one (Collatz and Wielandt); a few rounds bring it near.
     """
     image = np.ones(projector.grid.shape, projector.dtype)
+    applied = np.empty_like(image)
     bound = math.inf
     for _ in range(rounds):
-        applied = projector.back(weights * projector.forward(image))
-        bound = min(bound, float((applied / image).max()))
-        image = np.maximum(applied / applied.max(), 1e-3).astype(projector.dtype)
-    return bound * (1 + 1e-4) if bound > 0 else 1.0
+        applied[...] = 0
+        for views in _parts(projector):
+            rays = projector.forward(image, views)
+            rays *= weights[views]
+            projector.add_back(rays, applied, first=views.start)
+        np.divide(applied, image, out=image)
+        bound = min(bound, float(image.max()))
+        if bound <= 0:
+            return 1.0
+        applied /= applied.max()
+        np.maximum(applied, 1e-3, out=applied)
+        image, applied = applied, image
+    return bound * (1 + 1e-4)
 
 
 def halved(grid: Geometry, *, slices: bool) -> Geometry:
@@ -187,5 +249,9 @@ def carried_over(image: NDArray[Any], grid: Geometry) -> NDArray[Any]:
         low = np.minimum(place.astype(np.int64), max(image.shape[axis] - 2, 0))
         high = np.minimum(low + 1, image.shape[axis] - 1)
         part = (place - low).astype(image.dtype).reshape([-1 if a == axis else 1 for a in range(3)])
-        image = image.take(low, axis) * (1 - part) + image.take(high, axis) * part
+        upper = image.take(high, axis)
+        upper *= part
+        image = image.take(low, axis)
+        image *= 1 - part
+        image += upper
     return image

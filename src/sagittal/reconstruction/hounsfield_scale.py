@@ -63,14 +63,18 @@ class HounsfieldScale:
         if image.unit != "1/mm":
             raise InputError("the image is no attenuation", source="unit", value=image.unit, expected="1/mm")
         span = self.water - self.air
-        mu = image.array.astype(np.float64)
-        hu = 1000 * (mu - self.water) / span
-        variance = None
-        if image.variance is not None:
+        hu = np.empty(image.shape, np.float32)
+        variance = None if image.variance is None else np.empty(image.shape, np.float64)
+        for plane, narrow in enumerate(image.array):  # one at a time: twice as wide, the image would be large
+            mu = narrow.astype(np.float64)
+            hu[plane] = 1000 * (mu - self.water) / span
+            if variance is None or image.variance is None:
+                continue
             by_water, by_air = 1000 * (mu - self.air) / span**2, 1000 * (mu - self.water) / span**2
-            variance = (1000 / span) ** 2 * image.variance.astype(np.float64)
-            variance += (by_water * self.water_error) ** 2 + (by_air * self.air_error) ** 2
-        return image.with_array(hu.astype(np.float32), unit="HU", variance=variance)
+            variance[plane] = (1000 / span) ** 2 * image.variance[plane].astype(np.float64)
+            variance[plane] += (by_water * self.water_error) ** 2 + (by_air * self.air_error) ** 2
+        hu.setflags(write=False)
+        return image.with_array(hu, unit="HU", variance=variance)
 
 
 def scale_from_regions(image: Volume, water: NDArray[np.bool_], air: NDArray[np.bool_]) -> HounsfieldScale:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
+
+if TYPE_CHECKING:
+    from sagittal.reconstruction.uncertainty import Uncertainty
 
 __all__ = ["Reconstruction", "cgls", "ordered_subsets", "sirt"]
 
@@ -39,6 +43,7 @@ class Reconstruction:
         stopped: Why it ended: "iterations", "converged", or "stalled" where rounding allowed no further fall.
         discrepancy: Mean over rays of the squared residual by its variance; near 1 where the image explains
             the scan up to its noise. None where the dose is not known.
+        doubt: What the volume's variance is made of; None where none was asked for.
         unseen: Voxels that the scanner does not see from every side, bool of the volume's shape; None where
             there are none.
     """
@@ -47,6 +52,7 @@ class Reconstruction:
     energies: tuple[float, ...]
     stopped: str
     discrepancy: float | None = None
+    doubt: Uncertainty | None = None
     unseen: NDArray[np.bool_] | None = None
 
 
@@ -57,6 +63,7 @@ def sirt(
     iterations: int = 100,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
@@ -68,6 +75,7 @@ def sirt(
         iterations: How many.
         positive: Hold the attenuation at 0 or more.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
 
@@ -82,6 +90,7 @@ def sirt(
         iterations=iterations,
         positive=positive,
         start=start,
+        device=device,
         mu_water=mu_water,
         report=report,
         name="sirt",
@@ -96,6 +105,7 @@ def ordered_subsets(
     iterations: int = 20,
     positive: bool = True,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
     name: str = "ordered-subsets",
@@ -109,6 +119,7 @@ def ordered_subsets(
         iterations: How many times all views are used.
         positive: Hold the attenuation at 0 or more.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
         name: What the image's facts call the method.
@@ -126,7 +137,7 @@ def ordered_subsets(
     parts = []
     for first in range(subsets):
         rays = scan.sinogram[first::subsets].astype(np.float32)
-        projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid)
+        projector = Projector(subset(scan.geometry, slice(first, None, subsets)), grid, device=device)
         seen = np.ones(projector.shape, np.float32)
         if scan.missing is not None:
             seen[scan.missing[first::subsets]] = 0
@@ -156,6 +167,7 @@ def cgls(
     *,
     iterations: int = 15,
     start: NDArray[np.floating] | None = None,
+    device: str | None = None,
     mu_water: float = WATER_PER_MM,
     report: Report = silent,
 ) -> Reconstruction:
@@ -166,6 +178,7 @@ def cgls(
         grid: Where the voxels are to lie.
         iterations: How many.
         start: Attenuation to begin with, 1/mm; zero without it.
+        device: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         mu_water: Attenuation of water, 1/mm.
         report: Takes a line every ten iterations.
 
@@ -174,7 +187,7 @@ def cgls(
         InputError: No iterations.
     """
     require_iterations(iterations)
-    projector = Projector(scan.geometry, grid)
+    projector = Projector(scan.geometry, grid, device=device)
     image = begin(grid, start)
     residual = _measured(scan, scan.sinogram.astype(np.float32) - projector.forward(image))
     slope = projector.back(residual)

@@ -128,7 +128,7 @@ def reconstruct(
     )
     facts = {**image.facts, "doubt": doubts.facts}
     volume = image.replace(variance=doubts.variance, facts=facts)
-    return _told(dataclasses.replace(found, volume=volume), hidden)
+    return _told(dataclasses.replace(found, volume=volume, doubt=doubts), hidden)
 
 
 def _told(found: Reconstruction, hidden: NDArray[np.bool_] | None) -> Reconstruction:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,7 +18,15 @@ from numpy.typing import DTypeLike, NDArray
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.native import load_extension, thread_count
 from sagittal.core.optional import optional_import
-from sagittal.reconstruction.geometry import ConeBeam, ParallelBeam, ScanGeometry, require_covered
+from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry
+from sagittal.reconstruction.segments import (
+    MARGIN,
+    Segment,
+    check_grid,
+    line_heights,
+    middle_line,
+    segments_of,
+)
 from sagittal.volume import Geometry, Volume
 
 __all__ = ["REFERENCE", "Projector", "back", "forward", "projector_kernels", "system_matrix"]
@@ -28,51 +35,7 @@ REFERENCE = "reference"
 """The name of the sparse matrix among the kernels."""
 
 _native = load_extension()
-_MARGIN, _CURVED_MARGIN = 0.002, 0.05  # of a bin, as in native/projectors.cpp
 _MOST_ENTRIES = 400_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Neighbouring bins of one view whose rays run mostly across the same rows.
-
-    Edge ``e`` crosses row ``r`` at ``P[e] + Q[e] r``, in pixels along the row, ascending.
-
-    Attributes:
-        view: Number of the view.
-        first: The bin whose edges come first.
-        step: 1, or -1 where the bins descend.
-        P: Where the edges cross row 0, shape (bins + 1,).
-        Q: How far they move from row to row.
-        scale: Length of the bins' rays from row to row, in the plane, mm.
-        m0: Height of a detector row where the ray meets row 0, in slices; None for a plane.
-        m1: How much it grows from row to row.
-        tilt: Rise of a ray from row to row for each detector row above the source, mm.
-        rows: The first row that these rays cross before the image ends, and the one behind the last.
-        inverse: From a pixel to a bin: a (3), b (3), f0, f1, curved; see native/projectors.h.
-        centre: Height of the source, in slices.
-    """
-
-    view: int
-    first: int
-    step: int
-    P: NDArray[np.float64]
-    Q: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    m0: NDArray[np.float64] | None
-    m1: NDArray[np.float64] | None
-    tilt: NDArray[np.float64] | None
-    rows: tuple[int, int]
-    inverse: NDArray[np.float64]
-    centre: float
-
-    def taps(self) -> tuple[int, int]:
-        """Return how many pixels a bin may meet, and how many bins a pixel."""
-        widths = np.stack([np.diff(self.P + self.Q * row) for row in (self.rows[0], self.rows[1] - 1)])
-        if widths.min() <= 0:
-            raise GeometryError("rays cross inside the image", source="geometry", value=f"view {self.view}")
-        margin = _CURVED_MARGIN if self.inverse[8] else _MARGIN
-        return math.ceil(widths.max()) + 1, math.ceil(1 / widths.min() + 2 * margin) + 1
 
 
 class Projector:
@@ -86,11 +49,15 @@ class Projector:
         threads: How many; by default :func:`sagittal.core.native.thread_count`. They change no bit.
         kernel: ``generic``, ``avx2``, ``avx512`` (of the extension) or ``reference``; by default the fastest
             here.
+        device: Where torch is to compute instead, such as ``cuda``; images and sinograms are carried there
+            and back. See :class:`~sagittal.reconstruction.torch_projectors.TorchProjector`.
 
     Raises:
         GeometryError: The grid is tilted against the scanner's axis, the source turns through it, or a 2-D
             scan has other slices than the grid.
-        InputError: Another dtype, or a kernel that does not run here.
+        InputError: Another dtype, a kernel that does not run here or that a device cannot run, or a device
+            that torch does not have here.
+        MissingDependencyError: A device is asked for, and torch is not installed.
     """
 
     def __init__(
@@ -101,46 +68,49 @@ class Projector:
         dtype: DTypeLike = np.float32,
         threads: int | None = None,
         kernel: str | None = None,
+        device: str | None = None,
     ) -> None:
         self.geometry, self.grid, self.dtype = geometry, grid, np.dtype(dtype)
         if self.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
             raise InputError(
                 "projections are computed in two dtypes", value=self.dtype, expected="float32, float64"
             )
-        self.threads = thread_count() if threads is None else threads
+        check_grid(geometry, grid)
+        self._pair = self._chosen(kernel, thread_count() if threads is None else threads, device)
+
+    def _chosen(self, kernel: str | None, threads: int, device: str | None) -> _Pair:
         known = projector_kernels()
-        self.kernel = known[-1] if kernel is None else kernel
-        if self.kernel not in known:
-            raise InputError("this kernel does not run here", value=self.kernel, expected=", ".join(known))
-        self._up = check_grid(geometry, grid)
+        if kernel is not None and (device is not None or kernel not in known):
+            known = known if device is None else ("none beside a device",)
+            raise InputError("this kernel does not run here", value=kernel, expected=", ".join(known))
+        if device is not None:
+            from sagittal.reconstruction.torch_projectors import Elsewhere
+
+            return Elsewhere(self.geometry, self.grid, self.dtype, device)
+        kernel = kernel or known[-1]
+        if kernel == REFERENCE:
+            return _Matrix(self.geometry, self.grid, self.dtype)
+        return _Compiled(self.geometry, self.grid, self.dtype, kernel, threads)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of a sinogram: views, rows, bins."""
         return self.geometry.shape
 
-    def forward(self, image: NDArray[Any]) -> NDArray[Any]:
+    @property
+    def in_parts(self) -> bool:
+        """Whether some views can be computed for less than all of them cost."""
+        return self._pair.in_parts
+
+    def forward(self, image: NDArray[Any], views: slice = slice(None)) -> NDArray[Any]:
         """Return the line integrals of an image, shape (views, rows, bins), in the image's unit times mm.
 
         Args:
             image: Shape of the grid.
+            views: Those that are computed, neighbours; all without it.
         """
-        image = self._checked(image, self.grid.shape, "an image")
-        if self.kernel == REFERENCE:
-            return self._by_matrix(image, self._matrix, self.geometry.shape)
-        views, rows, bins = self.geometry.shape
-        if isinstance(self.geometry, ConeBeam):
-            rays = np.zeros((views * bins, rows), self.dtype)
-            for second, sweep in self._sweeps:
-                _native.project_cone(self.kernel, self.threads, sweep, image, second, rays)
-            rays = rays.reshape(views, bins, rows)[:, :, :: self._up]
-            return np.ascontiguousarray(rays.transpose(0, 2, 1))
-        found = np.zeros((rows, views, bins), self.dtype)
-        for row in range(rows):
-            for second, sweep in self._sweeps:
-                plane = np.ascontiguousarray(image[:, :, row].T if second else image[:, :, row])
-                _native.project(self.kernel, self.threads, sweep, plane, found[row].reshape(-1))
-        return np.ascontiguousarray(found.transpose(1, 0, 2))
+        first, last, _ = views.indices(self.shape[0])
+        return self._pair.forward(self._checked(image, self.grid.shape, "an image"), first, last)
 
     def back(self, sinogram: NDArray[Any]) -> NDArray[Any]:
         """Return the transpose applied to a sinogram: an image of the grid's shape.
@@ -148,36 +118,92 @@ class Projector:
         Args:
             sinogram: Shape (views, rows, bins).
         """
-        sinogram = self._checked(sinogram, self.geometry.shape, "a sinogram")
-        if self.kernel == REFERENCE:
-            return self._by_matrix(sinogram, self._matrix.T, self.grid.shape)
-        rows = self.geometry.rows
         image = np.zeros(self.grid.shape, self.dtype)
-        if isinstance(self.geometry, ConeBeam):
-            lines = np.ascontiguousarray(sinogram[:, :: self._up].transpose(0, 2, 1)).reshape(-1, rows)
-            for second, sweep in self._sweeps:
-                _native.spread_cone(self.kernel, self.threads, sweep, lines, second, image)
-            return image
-        for row in range(rows):
-            rays = np.ascontiguousarray(sinogram[:, row]).reshape(-1)
-            for second, sweep in self._sweeps:
-                plane = np.empty(self.grid.shape[1::-1] if second else self.grid.shape[:2], self.dtype)
-                _native.spread(self.kernel, self.threads, sweep, rays, plane)
-                image[:, :, row] += plane.T if second else plane
+        self._pair.add_back(self._checked(sinogram, self.shape, "a sinogram"), image, 0, 1.0)
         return image
+
+    def add_back(
+        self, sinogram: NDArray[Any], image: NDArray[Any], *, first: int = 0, factor: float = 1.0
+    ) -> None:
+        """Add the transpose, applied to some views, to an image.
+
+        Args:
+            sinogram: Shape (views, rows, bins), of neighbouring views.
+            image: Shape of the grid, contiguous, in the projector's dtype.
+            first: The first of the views.
+            factor: What is added is multiplied by it.
+        """
+        rays = self._checked(sinogram, (len(sinogram), *self.shape[1:]), "a sinogram")
+        self._pair.add_back(rays, image, first, factor)
 
     def _checked(self, values: NDArray[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
         if values.shape != shape:
             raise GeometryError(f"{what} has another shape", value=values.shape, expected=str(shape))
         return np.ascontiguousarray(values, dtype=self.dtype)
 
-    def _by_matrix(self, values: NDArray[Any], matrix: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+
+class _Pair(Protocol):
+    """A projection to the views [first, last), and what adds its transpose, of arrays that are checked."""
+
+    in_parts: bool
+
+    def forward(self, image: NDArray[Any], first: int, last: int) -> NDArray[Any]: ...
+
+    def add_back(self, rays: NDArray[Any], image: NDArray[Any], first: int, factor: float) -> None: ...
+
+
+class _Matrix:
+    """The pair as products with the sparse matrix."""
+
+    in_parts = False
+
+    def __init__(self, geometry: ScanGeometry, grid: Geometry, dtype: np.dtype[Any]) -> None:
+        self.geometry, self.grid, self.dtype = geometry, grid, dtype
+
+    def forward(self, image: NDArray[Any], first: int, last: int) -> NDArray[Any]:
+        shape = (last - first, *self.geometry.shape[1:])
+        return self._product(self._rows(first, last), image, shape)
+
+    def add_back(self, rays: NDArray[Any], image: NDArray[Any], first: int, factor: float) -> None:
+        matrix = self._rows(first, first + len(rays)).T
+        image += self.dtype.type(factor) * self._product(matrix, rays, self.grid.shape)
+
+    def _rows(self, first: int, last: int) -> Any:
+        views, rows, bins = self.geometry.shape
+        each = rows * bins
+        return self._matrix if last - first == views else self._matrix[first * each : last * each]
+
+    def _product(self, matrix: Any, values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         found: NDArray[Any] = matrix @ values.reshape(-1)
         return found.astype(self.dtype, copy=False).reshape(shape)
 
     @functools.cached_property
     def _matrix(self) -> Any:
         return system_matrix(self.geometry, self.grid).astype(self.dtype)
+
+
+class _Compiled:
+    """The pair by a kernel of the extension."""
+
+    in_parts = True
+
+    def __init__(
+        self, geometry: ScanGeometry, grid: Geometry, dtype: np.dtype[Any], kernel: str, threads: int
+    ) -> None:
+        self.geometry, self.grid, self.dtype = geometry, grid, dtype
+        self.kernel, self.threads = kernel, threads
+        self._up = check_grid(geometry, grid)
+        self._down = self._up < 0 and isinstance(geometry, ConeBeam)
+
+    def forward(self, image: NDArray[Any], first: int, last: int) -> NDArray[Any]:
+        rays = np.zeros((last - first, *self.geometry.shape[1:]), self.dtype)
+        for second, sweep in self._sweeps:
+            _native.project(self.kernel, self.threads, sweep, image, second, first, self._down, rays)
+        return rays
+
+    def add_back(self, rays: NDArray[Any], image: NDArray[Any], first: int, factor: float) -> None:
+        for second, sweep in self._sweeps:
+            _native.spread(self.kernel, self.threads, sweep, rays, second, first, self._down, factor, image)
 
     @functools.cached_property
     def _sweeps(self) -> list[tuple[bool, Any]]:
@@ -213,7 +239,7 @@ class Projector:
                 joined("tilt"),
                 middle_line(self.geometry, self._up),
                 math.ceil(high) + 1,
-                math.ceil(1 / low + 2 * _MARGIN) + 1,
+                math.ceil(1 / low + 2 * MARGIN) + 1,
             )
         return sweep
 
@@ -241,111 +267,6 @@ def back(
 def projector_kernels() -> tuple[str, ...]:
     """Return the kernels that run here, the fastest last: ``reference``, and those of the extension."""
     return (REFERENCE, *(_native.projector_kernels() if _native else ()))
-
-
-def check_grid(geometry: ScanGeometry, grid: Geometry) -> int:
-    """Return 1 if the slices of a grid go up the scanner's axis, -1 if down.
-
-    Raises:
-        GeometryError: See :class:`Projector`.
-    """
-    matrix = grid.affine[:3, :3]
-    if np.abs(np.append(matrix[:2, 2], matrix[2, :2])).max() > 1e-4 * min(grid.spacing):
-        raise GeometryError(
-            "the grid's slices do not lie across the scanner's axis",
-            value=f"axes {''.join(grid.axis_codes)}",
-            expected="a third index axis along the patient's; reorient or resample the volume first",
-        )
-    if not isinstance(geometry, ConeBeam) and geometry.rows != grid.shape[2]:
-        raise GeometryError(
-            "the scan has other slices than the grid",
-            value=f"{geometry.rows} and {grid.shape[2]}",
-            expected="as many",
-        )
-    faces = np.array([[i, j] for i in (-0.5, grid.shape[0] - 0.5) for j in (-0.5, grid.shape[1] - 0.5)])
-    corners = faces @ matrix[:2, :2].T + grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
-    require_covered(geometry, float(np.linalg.norm(corners, axis=1).max()))
-    return 1 if matrix[2, 2] > 0 else -1
-
-
-def segments_of(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> list[Segment]:
-    """Return the rays that cross the rows of the first index axis, or with ``second`` those of the second."""
-    row, pixel = (1, 0) if second else (0, 1)
-    plane = grid.affine[:2, :2]
-    to_index = np.linalg.inv(plane)
-    zero = grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
-    steps = np.linalg.norm(plane, axis=0)
-    cone = isinstance(geometry, ConeBeam)
-    heights = geometry.heights if isinstance(geometry, ConeBeam) else np.zeros(len(geometry.angles))
-    slice_step = float(abs(grid.affine[2, 2]))
-    found = []
-    for view, angle in enumerate(geometry.angles):
-        points, ways = ray_lines(geometry, angle, geometry.edges)
-        middle_points, middle_ways = ray_lines(
-            geometry, angle, (geometry.edges[1:] + geometry.edges[:-1]) / 2
-        )
-        o, d = (points - zero) @ to_index.T, ways @ to_index.T
-        mo, md = (middle_points - zero) @ to_index.T, middle_ways @ to_index.T
-        first_axis = np.abs(md[:, 0]) * steps[0] > np.abs(md[:, 1]) * steps[1]
-        ours = ~first_axis if second else first_axis
-        for begin, end in _runs(ours):
-            edge, bins = slice(begin, end + 1), slice(begin, end)
-            Q = d[edge, pixel] / d[edge, row]
-            P = o[edge, pixel] - Q * o[edge, row]
-            crossed = np.arange(grid.shape[row])
-            if not isinstance(geometry, ParallelBeam):  # rows behind the source are crossed by no ray
-                crossed = crossed[(crossed - o[begin, row]) / d[begin, row] > 0]
-            low, high = P[0] + Q[0] * crossed, P[-1] + Q[-1] * crossed
-            step = 1 if (high - low).sum() > 0 else -1
-            low, high = (low, high) if step > 0 else (high, low)
-            crossed = crossed[(high > -0.5) & (low < grid.shape[pixel] - 0.5)]
-            if not len(crossed):
-                continue
-            rate = np.abs(md[bins, row])
-            scale = np.linalg.norm(middle_ways[bins], axis=1) / rate
-            m0 = m1 = tilt = None
-            if isinstance(geometry, ConeBeam):
-                m1 = geometry.row_height / slice_step / md[bins, row]
-                m0 = -mo[bins, row] * m1
-                tilt = geometry.row_height / rate
-                m0, m1, tilt = m0[::step], m1[::step], tilt[::step]
-            a, b, f0, f1, curved = _inverse(geometry, angle, zero, plane, pixel, row)
-            f0, f1 = (f0 - begin, f1) if step > 0 else (end - f0, -f1)
-            found.append(
-                Segment(
-                    view=view,
-                    first=begin if step > 0 else end - 1,
-                    step=step,
-                    P=P[::step],
-                    Q=Q[::step],
-                    scale=scale[::step],
-                    m0=m0,
-                    m1=m1,
-                    tilt=tilt,
-                    rows=(int(crossed[0]), int(crossed[-1]) + 1),
-                    inverse=np.array([*a, *b, f0, f1, curved]),
-                    centre=float((heights[view] - grid.affine[2, 3]) / grid.affine[2, 2]) if cone else 0.0,
-                )
-            )
-    return found
-
-
-def middle_line(geometry: ConeBeam, up: int) -> float:
-    """Return the line (edges are whole numbers) at the source's height, lines in the slices' order."""
-    middle = geometry.rows / 2 - geometry.row_offset
-    return middle if up > 0 else geometry.rows - middle
-
-
-def line_heights(segments: list[Segment]) -> tuple[float, float]:
-    """Return the least and the largest height of a detector row inside the image, in slices."""
-    each = [
-        s.m0 + s.m1 * row
-        for s in segments
-        if s.m0 is not None and s.m1 is not None
-        for row in (s.rows[0], s.rows[1] - 1)
-    ]
-    low, high = min(float(m.min()) for m in each), max(float(m.max()) for m in each)
-    return low, high
 
 
 def system_matrix(geometry: ScanGeometry, grid: Geometry) -> Any:
@@ -414,36 +335,3 @@ def _entries(
         found.append((ray, (i[n] * grid.shape[1] + j[n]) * slices + z[v, n], value[v, n]))
     ray, voxel, value = (np.concatenate([part[axis] for part in found]) for axis in range(3))
     return ray, voxel, value
-
-
-def ray_lines(
-    geometry: ScanGeometry, angle: float, along: NDArray[np.float64]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return a point and the direction (to the detector, for a fan) of rays at places along it."""
-    u, d = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-    if isinstance(geometry, ParallelBeam):
-        return along[:, None] * u, np.broadcast_to(d, (len(along), 2))
-    distance = geometry.detector_distance
-    points = np.broadcast_to(-geometry.source_distance * d, (len(along), 2))
-    if geometry.curved:
-        fan = along[:, None] / distance
-        return points, distance * (np.cos(fan) * d + np.sin(fan) * u)
-    return points, distance * d + along[:, None] * u
-
-
-def _inverse(
-    geometry: ScanGeometry, angle: float, zero: NDArray[Any], plane: NDArray[Any], pixel: int, row: int
-) -> tuple[NDArray[Any], NDArray[Any], float, float, bool]:
-    u, d = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-    columns = np.stack([plane[:, pixel], plane[:, row], zero])
-    f0, f1 = geometry.bins / 2 - geometry.offset, 1 / geometry.bin_width
-    if isinstance(geometry, ParallelBeam):
-        return columns @ u, np.array([0.0, 0.0, 1.0]), f0, f1, False
-    depth = columns @ d + np.array([0.0, 0.0, geometry.source_distance])
-    return columns @ u, depth, f0, f1 * geometry.detector_distance, geometry.curved
-
-
-def _runs(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Return begin and end of each run of True."""
-    change = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in zip(change[::2], change[1::2], strict=True)]

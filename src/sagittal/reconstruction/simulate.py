@@ -17,8 +17,8 @@ from sagittal.core.errors import InputError
 from sagittal.core.optional import optional_import
 from sagittal.core.randomness import generator
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
-from sagittal.reconstruction.projectors import check_grid, ray_lines
 from sagittal.reconstruction.scan import Scan, attenuation
+from sagittal.reconstruction.segments import check_grid, ray_lines
 from sagittal.volume import Geometry, Volume, reorient
 from sagittal.volume.phantoms import WATER_PER_MM
 

@@ -20,6 +20,7 @@ off unless asked for.]
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.scan import Scan, hounsfield
-from sagittal.reconstruction.variation import Variation, differences, gradient_length
+from sagittal.reconstruction.variation import Variation, gradient_length, step_weights
 from sagittal.volume import Geometry
 from sagittal.volume.phantoms import WATER_PER_MM
 
@@ -145,7 +146,7 @@ def edge_preserving_tv(
 
     def weighted(image: NDArray[Any]) -> Variation:
         threshold = edge_threshold(image, task.grid, edge_share) if delta is None else delta * mu_water / 1000
-        return task.variation(bound=_weights(gradient_length(image, task.grid), threshold, edge_price))
+        return task.variation(bound=step_weights(image, task.grid, _weighing(threshold, edge_price)))
 
     image = task.begin(start)
     task.doubt_edges(image)
@@ -158,9 +159,8 @@ def edge_preserving_tv(
     for _ in range(math.ceil(task.solver.iterations / 5)):
         state = task.solve(weighted(image), image, iterations=5)
         energies += state.energies
-        moved = float(np.linalg.norm(state.image - image) / max(float(np.linalg.norm(image)), 1e-30))
         image = state.image
-        if moved < task.solver.tolerance:
+        if state.travelled < task.solver.tolerance:
             state.stopped = "converged"
             break
     assert state is not None
@@ -199,12 +199,14 @@ def directional_tv(
     """
     threshold = _one_threshold(delta, None)
     assert threshold is not None
-    task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "directional-tv")
+    solver = solver or Solver()
     before = 2 * roughness if first_roughness is None else first_roughness
-    first = _Task(scan, grid, before, task.solver, mu_water, report, "tv")
+    first = _Task(scan, grid, before, solver, mu_water, report, "tv")
     image = first.solve(first.variation(), first.begin(start)).image
-    steps = differences(image, grid)
-    scales = tuple(np.sqrt(_weights(np.abs(step), threshold * mu_water / 1000)) for step in steps)
+    del first
+    task = _Task(scan, grid, roughness, solver, mu_water, report, "directional-tv")
+    weighing = _weighing(threshold * mu_water / 1000, root=True)
+    scales = tuple(step_weights(image, grid, weighing, axis=axis) for axis in range(3))
     return task.result(task.solve(task.variation(scales=scales), image))
 
 
@@ -255,9 +257,11 @@ class _Task:
         self.grid = subdivided(grid, subdivision)
         # Of the variation in 1/mm; the same image has a larger sum of differences on smaller voxels.
         self.price = 1000 / (roughness * mu_water * subdivision)
-        self.rays = scan.sinogram.astype(solver.dtype)
-        self.variance = _ray_variance(scan)
-        self.weights = (1 / self.variance).astype(solver.dtype)
+        self.rays = scan.sinogram.astype(solver.dtype, copy=False)
+        self.noise = _noise(scan) if scan.photons is None else 0.0
+        self.weights = np.empty(self.rays.shape, solver.dtype)
+        for views in self._parts():
+            self.weights[views] = 1 / self._variance(views)
 
     def begin(self, start: NDArray[Any] | None) -> NDArray[Any]:
         """Return the image to begin with: the one that is given, or that of coarser grids."""
@@ -271,9 +275,21 @@ class _Task:
         if self.model_error == 0:
             return
         projector = self._projector(self.grid)
-        squares = gradient_length(image, self.grid).astype(self.solver.dtype) ** 2
-        crossed = projector.forward(squares) * min(self.grid.spacing[:2])
-        self.weights = (1 / (self.variance + self.model_error**2 * crossed)).astype(self.solver.dtype)
+        squares = gradient_length(image, self.grid).astype(self.solver.dtype, copy=False)
+        np.square(squares, out=squares)
+        for views in self._parts() if projector.in_parts else [slice(0, len(self.rays))]:
+            crossed = projector.forward(squares, views) * min(self.grid.spacing[:2])
+            self.weights[views] = 1 / (self._variance(views) + self.model_error**2 * crossed)
+
+    def _parts(self) -> list[slice]:
+        many = max(1, 2**18 // math.prod(self.rays.shape[1:]))
+        return [slice(first, first + many) for first in range(0, len(self.rays), many)]
+
+    def _variance(self, views: slice) -> NDArray[np.float64] | float:
+        if not self.noise:
+            return self.scan.variance_in(views)
+        missing = self.scan.missing
+        return self.noise**2 if missing is None else np.where(missing[views], math.inf, self.noise**2)
 
     def variation(self, **weights: Any) -> Variation:
         return Variation(grid=self.grid, threads=self.solver.threads, **weights)
@@ -291,11 +307,10 @@ class _Task:
     def result(self, state: Descent) -> Reconstruction:
         facts = {"method": self.name, "roughness": self.roughness, "iterations": len(state.energies)}
         known = self.scan.photons is not None
-        i, j, k = self.asked.shape
-        n = self.subdivision
-        image = state.image.reshape(i, n, j, n, k).mean(axis=(1, 3), dtype=np.float64)
+        image = _means(state.image, self.subdivision)
+        image.setflags(write=False)  # or the volume would copy it
         return Reconstruction(
-            volume=hounsfield(image.astype(state.image.dtype), self.asked, self.mu_water, facts=facts),
+            volume=hounsfield(image, self.asked, self.mu_water, facts=facts),
             energies=tuple(state.energies),
             stopped=state.stopped,
             discrepancy=state.squares / self.scan.measured if known else None,
@@ -327,7 +342,6 @@ class _Task:
         iterations: int,
         tolerance: float,
     ) -> Descent:
-        solver = self.solver
         return minimise(
             self._projector(grid),
             self.rays,
@@ -337,12 +351,15 @@ class _Task:
             image,
             iterations=iterations,
             tolerance=tolerance,
-            inner=solver.inner,
+            inner=self.solver.inner,
             report=lambda line: self.report(f"{self.name}: {line}"),
         )
 
     def _projector(self, grid: Geometry) -> Projector:
-        return Projector(self.scan.geometry, grid, dtype=self.solver.dtype, threads=self.solver.threads)
+        solver = self.solver
+        return Projector(
+            self.scan.geometry, grid, dtype=solver.dtype, threads=solver.threads, device=solver.device
+        )
 
 
 def subdivided(grid: Geometry, parts: int) -> Geometry:
@@ -354,27 +371,40 @@ def subdivided(grid: Geometry, parts: int) -> Geometry:
     return Geometry((grid.shape[0] * parts, grid.shape[1] * parts, grid.shape[2]), affine)
 
 
-def _weights(step: NDArray[Any], threshold: float, least: float = 0.0) -> NDArray[Any]:
-    """Return the weight of each step, from ``least`` to 1; all 0 at a threshold of 0, all 1 at infinity."""
-    if threshold == 0:
-        return np.zeros_like(step)
-    return np.asarray(least + (1 - least) * np.exp(-((step / step.dtype.type(threshold)) ** 2)), step.dtype)
-
-
-def _ray_variance(scan: Scan) -> NDArray[np.float64]:
-    """Return the variance of each ray, infinite where none was measured; without a dose the same for all
-    others, from neighbours."""
-    if scan.photons is not None:
-        return scan.variance
-    known = np.ones(scan.geometry.shape, bool) if scan.missing is None else ~scan.missing
-    second = np.diff(scan.sinogram.astype(np.float64), 2, axis=-1)
-    second = second[known[..., :-2] & known[..., 1:-1] & known[..., 2:]]
-    noise = float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6) if second.size else 0.0
-    noise = max(noise, 1e-4 * max(float(np.abs(scan.sinogram).max()), 1e-6))
-    found = np.full(scan.geometry.shape, noise**2)
-    if scan.missing is not None:
-        found[scan.missing] = math.inf
+def _means(image: NDArray[Any], parts: int) -> NDArray[Any]:
+    """Return the means of ``parts`` by ``parts`` voxels of each slice."""
+    if parts == 1:
+        return image
+    found = np.zeros_like(image[::parts, ::parts])
+    for i in range(parts):
+        for j in range(parts):
+            found += image[i::parts, j::parts]
+    found /= parts**2
     return found
+
+
+def _weighing(
+    threshold: float, least: float = 0.0, *, root: bool = False
+) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return what gives steps weights, from ``least`` to 1: all 0 at a threshold of 0, 1 at infinity."""
+
+    def weigh(step: NDArray[Any]) -> NDArray[Any]:
+        if threshold == 0:
+            return np.zeros_like(step)
+        kept = np.exp((-0.5 if root else -1.0) * (step / step.dtype.type(threshold)) ** 2)
+        return np.asarray(least + (1 - least) * kept, step.dtype)
+
+    return weigh
+
+
+def _noise(scan: Scan) -> float:
+    """Return the standard deviation of the rays of a scan without a dose, from neighbours."""
+    second = np.diff(scan.sinogram.astype(np.float64), 2, axis=-1)
+    if scan.missing is not None:
+        known = ~scan.missing
+        second = second[known[..., :-2] & known[..., 1:-1] & known[..., 2:]]
+    noise = float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6) if second.size else 0.0
+    return max(noise, 1e-4 * max(float(np.abs(scan.sinogram).max()), 1e-6))
 
 
 def _one_threshold(delta: float | None, edge_share: float | None) -> float | None:

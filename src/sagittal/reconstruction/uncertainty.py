@@ -57,6 +57,9 @@ _TAKEN_UP = 0.5
 """Share of the scan's noise that is taken off what is left."""
 
 _ROUNDS = 3
+_STRIDE = 1.7
+"""By how much of what a likeness lacks it is changed; below 2, as a method only weakens what it is given."""
+
 _SMOOTHING = 3.0
 """Price of the variation when a likeness is made, in standard deviations of the noise."""
 
@@ -326,12 +329,14 @@ def _shift(
     variation = Variation(grid=projector.grid)
     within = hu > _AIR_HU
     price = _SMOOTHING * math.sqrt(float(np.median(noise[within] if within.any() else noise)))
-    shift = np.zeros_like(hu)
+    given, shift = hu, np.zeros_like(hu)
     for number in range(_ROUNDS):
-        given = np.maximum(hu - shift + 1000, 0)
-        likeness = variation.step(given, price, variation.start(np.float32), iterations=60) - np.float32(1000)
+        likeness = variation.step(
+            np.maximum(given + 1000, 0), price, variation.start(np.float32), iterations=60
+        ) - np.float32(1000)
         rays = projector.forward(_attenuation(likeness, mu_water))
-        shift = again(scan.replace(sinogram=rays, starved=0), None).array - likeness
+        made = again(scan.replace(sinogram=rays, starved=0), None).array
+        shift, given = made - likeness, likeness + np.float32(_STRIDE) * (hu - made)
         report(f"variance: likeness {number + 1} of {_ROUNDS}")
     return np.asarray(shift**2, np.float32)
 

@@ -75,7 +75,9 @@ def reconstruct(
     scan: ScanArgument,
     out: Annotated[Path | None, typer.Option(help="The image, .nii.gz.")] = None,
     method: Annotated[str, typer.Option(help="fbp, sirt, cgls, tv, edge-preserving-tv, ...")] = "tv",
-    variance: Annotated[bool, typer.Option(help="Also each voxel's variance; fbp has one.")] = False,
+    variance: Annotated[bool, typer.Option(help="Also each voxel's variance.")] = False,
+    doubt: Annotated[str, typer.Option(help="How the variance is estimated: quick or bootstrap.")] = "quick",
+    draws: Annotated[int | None, typer.Option(help="How often the variance draws counts again.")] = None,
     roughness: RoughnessOption = None,
     delta: DeltaOption = None,
     iterations: IterationsOption = None,
@@ -92,11 +94,13 @@ def reconstruct(
         raise InputError("the image has nowhere to go", source="--out", expected="a file, or --case")
     stored = read_scan(scan)
     options = _options(method, roughness, delta, iterations)
+    if variance:
+        options |= {"doubt": doubt} | ({} if draws is None else {"draws": draws})
     started = time.perf_counter()
     result: dict[str, Any] = {"method": method, "truncated": truncated_share(stored.scan)}
     with status(quiet=as_json) as report:
         if case is not None:
-            result |= _into_case(case, store, scan, method, variance, roughness, delta, iterations, out)
+            result |= _into_case(case, store, scan, method, variance, options, out)
         else:
             assert out is not None
             found = by_method(stored.scan, _grid(stored), method, variance=variance, report=report, **options)
@@ -107,6 +111,8 @@ def reconstruct(
                 "stopped": found.stopped,
                 "discrepancy": found.discrepancy,
             }
+            if found.doubt is not None:
+                result["doubt"] = found.doubt.facts
     result["seconds"] = time.perf_counter() - started
 
     def text() -> None:
@@ -229,9 +235,7 @@ def _into_case(
     scan: Path,
     method: str,
     variance: bool,
-    roughness: float | None,
-    delta: float | None,
-    iterations: int | None,
+    options: dict[str, Any],
     out: Path | None,
 ) -> dict[str, Any]:
     from sagittal.case.location import open_store
@@ -241,9 +245,11 @@ def _into_case(
     from sagittal.workflow.runner import Runner
     from sagittal.workflow.steps import ReconstructCT
 
-    if method.endswith("tv") and iterations is not None:
-        raise InputError("a case keeps the solver's own iterations", source="--iterations", value=iterations)
-    options = _options(method, roughness, delta, iterations)
+    if "solver" in options:
+        solver = options["solver"]
+        raise InputError(
+            "a case keeps the solver's own iterations", source="--iterations", value=solver.iterations
+        )
     with open_store(store) as cases:
         runner = Runner(store=cases, shelf=ModelShelf())
         cases.case(case_id)

@@ -27,14 +27,16 @@ class ReconstructCT(Step):
     Attributes:
         method: One of :data:`sagittal.reconstruction.METHODS`.
         variance: Whether each voxel's variance is computed.
-        options: Those of the method.
+        options: Those of the method, and of the variance: ``doubt``, ``draws`` and ``seed``.
         scan: The scan's part in the case; its file is under ``scan + ".files"``.
         role: The image's part in the case.
     """
 
     name: ClassVar[str] = "reconstruct-ct"
     version: ClassVar[str] = "2"
-    doubt: ClassVar[str] = "starts it where the method gives a variance: photon noise, through to each voxel"
+    doubt: ClassVar[str] = (
+        "starts it where a variance is asked for: photon noise, and what the method gets wrong"
+    )
     packages: ClassVar[tuple[str, ...]] = ("numpy", "scipy")
 
     method: str
@@ -79,6 +81,7 @@ class ReconstructCT(Step):
             "stopped": found.stopped,
             "discrepancy": found.discrepancy,
             "variance": self.variance,
+            "doubt": None if found.doubt is None else found.doubt.facts,
         }
         volume = found.volume
         if stored.truth is not None:
