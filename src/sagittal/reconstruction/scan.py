@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import GeometryError, InputError
-from sagittal.reconstruction.geometry import ScanGeometry, subset
+from sagittal.reconstruction.geometry import ScanGeometry
 from sagittal.reconstruction.hounsfield_scale import HounsfieldScale
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import WATER_PER_MM
@@ -167,9 +167,7 @@ class Scan:
         Raises:
             InputError: The number of photons is not known.
         """
-        if self.photons is None:
-            raise InputError("the scan does not say its dose", source="photons", expected="photons per ray")
-        return np.asarray(self.photons * np.exp(-self.sinogram.astype(np.float64)))
+        return self._counts(slice(None))
 
     @property
     def variance(self) -> NDArray[np.float64]:
@@ -178,29 +176,31 @@ class Scan:
         Raises:
             InputError: The number of photons is not known.
         """
-        counts = np.maximum(self.counts, LEAST_COUNT)
+        return self.variance_in(slice(None))
+
+    def variance_in(self, views: slice) -> NDArray[np.float64]:
+        """Return :attr:`variance` in some of the views.
+
+        Raises:
+            InputError: The number of photons is not known.
+        """
+        counts = np.maximum(self._counts(views), LEAST_COUNT)
         found = (counts + self.electronic**2) / counts**2
         if self.missing is not None:
-            found[self.missing] = math.inf
+            found[self.missing[views]] = math.inf
         return np.asarray(found)
+
+    def _counts(self, views: slice) -> NDArray[np.float64]:
+        photons = self.photons
+        if photons is None:
+            raise InputError("the scan does not say its dose", source="photons", expected="photons per ray")
+        if isinstance(photons, np.ndarray) and len(photons) > 1:
+            photons = photons[views]
+        return np.asarray(photons * np.exp(-self.sinogram[views].astype(np.float64)))
 
     def replace(self, **changes: Any) -> Scan:
         """Return a scan with the named attributes changed; everything is checked again."""
         return dataclasses.replace(self, **changes)
-
-
-def some_views(scan: Scan, views: slice) -> Scan:
-    """Return some of a scan's views as a scan."""
-    photons: Any = scan.photons
-    if isinstance(photons, np.ndarray) and photons.ndim == 3 and len(photons) > 1:
-        photons = photons[views]
-    return scan.replace(
-        sinogram=scan.sinogram[views],
-        geometry=subset(scan.geometry, views),
-        photons=photons,
-        starved=0,
-        missing=None if scan.missing is None else scan.missing[views],
-    )
 
 
 def broken_rays(sinogram: NDArray[Any]) -> NDArray[np.bool_]:

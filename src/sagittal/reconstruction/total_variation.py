@@ -39,7 +39,7 @@ from sagittal.reconstruction.descent import (
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
-from sagittal.reconstruction.scan import Scan, hounsfield, some_views
+from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.variation import Variation, gradient_length, step_weights
 from sagittal.volume import Geometry
 from sagittal.volume.phantoms import WATER_PER_MM
@@ -295,7 +295,7 @@ class _Task:
 
     def _variance(self, views: slice) -> NDArray[np.float64] | float:
         if not self.noise:
-            return some_views(self.scan, views).variance
+            return self.scan.variance_in(views)
         missing = self.scan.missing
         return self.noise**2 if missing is None else np.where(missing[views], math.inf, self.noise**2)
 
@@ -414,9 +414,10 @@ def _weighing(
 
 def _noise(scan: Scan) -> float:
     """Return the standard deviation of the rays of a scan without a dose, from neighbours."""
-    known = np.ones(scan.geometry.shape, bool) if scan.missing is None else ~scan.missing
     second = np.diff(scan.sinogram.astype(np.float64), 2, axis=-1)
-    second = second[known[..., :-2] & known[..., 1:-1] & known[..., 2:]]
+    if scan.missing is not None:
+        known = ~scan.missing
+        second = second[known[..., :-2] & known[..., 1:-1] & known[..., 2:]]
     noise = float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6) if second.size else 0.0
     return max(noise, 1e-4 * max(float(np.abs(scan.sinogram).max()), 1e-6))
 
