@@ -25,8 +25,6 @@ from typing import Any
 _CASES: tuple[dict[str, Any], ...] = (
     {"kind": "fan", "size": 2048, "slices": 1, "views": 60},
     {"kind": "fan", "size": 1024, "slices": 1, "views": 60, "finer": True},
-    {"kind": "cone", "size": 256, "slices": 64, "views": 60},
-    {"kind": "cone", "size": 256, "slices": 64, "views": 20},
     {"kind": "cone", "size": 128, "slices": 128, "views": 60},
     {"kind": "cone", "size": 192, "slices": 192, "views": 30},
 )

@@ -14,7 +14,7 @@ from sagittal.reconstruction.descent import (
     subsets_of,
 )
 from sagittal.reconstruction.line_integrals import line_integrals
-from sagittal.reconstruction.projectors import Projector, system_matrix
+from sagittal.reconstruction.projectors import REFERENCE, Projector, projector_kernels, system_matrix
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.reconstruction.total_variation import tv
 from sagittal.reconstruction.variation import Variation
@@ -82,3 +82,29 @@ def test_passes_by_subsets_come_nearer_than_as_many_iterations() -> None:
 
 def test_few_views_are_not_divided() -> None:
     assert [subsets_of(views) for views in (9, 19, 20, 60, 984)] == [0, 1, 2, 6, 12]
+
+
+@pytest.mark.skipif(projector_kernels()[-1] == REFERENCE, reason="the extension is not built")
+def test_the_reference_descends_as_the_kernels_do() -> None:
+    pytest.importorskip("scipy")
+    rays, weights = SCAN.sinogram, np.asarray(1 / SCAN.variance)
+    found = []
+    for kernel in (REFERENCE, projector_kernels()[-1]):
+        projector = Projector(SCANNER, GRID, dtype=np.float64, kernel=kernel)
+        variation = Variation(grid=GRID, kernel=kernel)
+        start = np.zeros(GRID.shape)
+        found.append(
+            minimise(projector, rays, weights, variation, 100.0, start, iterations=30, tolerance=0.0)
+        )
+    assert found[0].energies == pytest.approx(found[1].energies, rel=1e-9)
+    assert found[0].image == pytest.approx(found[1].image, abs=1e-9)
+
+
+def test_a_dual_of_sixteen_bits_leads_to_the_same_energy() -> None:
+    found = []
+    for dtype in (np.float32, np.float64):
+        projector = Projector(FINE_SCANNER, FINE, dtype=dtype)
+        weights = np.asarray(1 / FINE_SCAN.variance, dtype)
+        given = (projector, FINE_SCAN.sinogram, weights, Variation(grid=FINE), 1000.0)
+        found.append(minimise(*given, np.zeros(FINE.shape, dtype), iterations=200, tolerance=0.0))
+    assert found[0].energies[-1] == pytest.approx(found[1].energies[-1], rel=1e-4)
