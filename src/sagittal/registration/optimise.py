@@ -203,14 +203,16 @@ class _Level:
         corners = {"align_corners": False} if mode == "trilinear" else {}
         return functional.interpolate(vectors[None], size=grid.shape, mode=mode, **corners)[0]
 
-    def halves(self, velocity: Array) -> list[Array]:
-        """Return both images, brought half the way."""
-        found = []
+    def halves(self, velocity: Array) -> tuple[Array, Array, Array]:
+        """Return both images, brought half the way, and which voxels lie in both."""
+        found, seen = [], []
         for image, grid, sign in zip(self.images, self.grids, (-0.5, 0.5), strict=True):
             moved = exponentiate(sign * velocity, self.coarse.affine)
             moved = self.resized(moved, self.grids[0], "trilinear")
-            found.append(sample(image, places(moved, self.grids[0].affine, grid.affine)))
-        return found
+            index = places(moved, self.grids[0].affine, grid.affine)
+            found.append(sample(image, index))
+            seen.append(inside(index, grid.shape))
+        return found[0], found[1], seen[0] & seen[1]
 
     def descended(self, start: DisplacementField, most: int) -> tuple[DisplacementField, tuple[float, ...]]:
         """Return the velocity with the lowest energy of at most so many steps, and the energies."""
@@ -219,7 +221,7 @@ class _Level:
         best, far = velocity, _STEP * self.width
         energies: list[float] = []
         for _ in range(most + 1):
-            a, b = self.halves(velocity)
+            a, b, seen = self.halves(velocity)
             value, by_a, by_b = self.compare(a, b)
             if energies and value > min(energies):
                 far *= _SHRINK
@@ -229,7 +231,7 @@ class _Level:
             if far < _SMALLEST_STEP * _STEP * self.width or _flat(energies):
                 break
             slopes = zip(gradient(a, self.grids[0].affine), gradient(b, self.grids[0].affine), strict=True)
-            force = torch.stack([by_b * second - by_a * first for first, second in slopes])
+            force = torch.stack([by_b * second - by_a * first for first, second in slopes]) * seen
             force = self.resized(force, self.coarse, "area")  # the mean over each coarse voxel
             force = gaussian(force, self.update, outside_zero=True)
             longest = float((force * force).sum(0).max()) ** 0.5
