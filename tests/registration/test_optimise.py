@@ -83,6 +83,21 @@ def test_the_other_way_round_gives_the_inverse() -> None:
     assert np.median(there.field.magnitude[fixed.array > 60]) > 2
 
 
+@pytest.fixture
+def coarse_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small images be treated as large ones are."""
+    monkeypatch.setattr("sagittal.registration.optimise._MANY", 1)
+
+
+@pytest.mark.usefixtures("coarse_velocity")
+def test_a_velocity_of_half_the_resolution_will_do() -> None:
+    moving, fixed, wanted = known(GRID, 12)
+    found = register(moving, fixed)
+    assert np.median(errors(found.field, wanted, fixed)) < 0.4
+    assert found.field.folds == 0
+
+
+@pytest.mark.usefixtures("coarse_velocity")
 def test_threads_do_not_change_a_bit() -> None:
     moving, fixed, _ = known(GRID, 20)
     found = []

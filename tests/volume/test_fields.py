@@ -130,6 +130,17 @@ def test_an_inverse_leads_back(direction: Any) -> None:
     assert inverse.field.compose(field).magnitude.max() < 0.2  # linear between voxels, where the map is not
 
 
+def test_an_oblique_slice_is_inverted_in_its_plane() -> None:
+    grid = centred((41, 37, 1), (1, 1.2, 6), LEFT_HANDED)
+    smooth = bump(6, (20, 21.6, 3), 2)
+    field = on_grid(lambda p: (smooth(p @ LEFT_HANDED) * [1, 1, 0]) @ LEFT_HANDED.T, grid)
+    inverse = field.invert(tolerance_mm=1e-4)
+    assert field.magnitude.max() > 1.5
+    assert not inverse.failed.any()
+    assert field.compose(inverse.field).magnitude.max() <= 1e-4
+    assert np.allclose(LEFT_HANDED[:, 2] @ inverse.field.vectors.reshape(3, -1), 0)
+
+
 def test_a_map_that_enlarges_threefold_is_inverted() -> None:
     matrix = np.diag([3.0, 2.8, 1.0, 1.0])
     field = DisplacementField.from_affine(matrix, centred((17, 17, 9), (1, 1, 1), np.eye(3)))

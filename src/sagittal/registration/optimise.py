@@ -35,7 +35,6 @@ _SHRINK = 0.7
 _SMALLEST_STEP = 0.1  # of the full one
 _WINDOW = 6  # iterations over which the images must become more alike
 _GAIN = 1e-3  # by so much of what the level has gained
-_BEFORE = 0.5  # standard deviation, in coarse voxels, of what smooths before sampling
 _SINGULAR = 1e-6
 _PARALLEL = 0.9999  # cosine between two slices
 _WILD = 8.0  # a growth or shrinking that no two anatomies differ by
@@ -191,28 +190,29 @@ class _Level:
         width: float,
     ) -> None:
         self.images, self.grids, self.compare, self.width = images, grids, compare, width
-        torch = optional_import("torch", "language")
         many = int(np.prod(grids[0].shape)) > _MANY
         self.coarse = coarsened(grids[0], 2 * width) if many else grids[0]
-        # What is sampled coarsely is smoothed a little on the fine grid, and the rest on the coarse one.
-        before = _BEFORE * 2 * width if many else 0.0
-        rest = max((smoothing[0] * width) ** 2 - before**2, 0.0) ** 0.5
-        self.before = [before / step for step in grids[0].spacing]
-        self.update = [rest / step for step in self.coarse.spacing]
+        self.update = [smoothing[0] * width / step for step in self.coarse.spacing]
         self.elastic = [smoothing[1] * width / step for step in self.coarse.spacing]
-        zero = torch.zeros((3, *grids[0].shape)), torch.zeros((3, *self.coarse.shape))
-        self.up = places(zero[0], grids[0].affine, self.coarse.affine)
-        self.down = places(zero[1], self.coarse.affine, grids[0].affine)
 
-    def halves(self, velocity: Array) -> list[Array]:
-        """Return both images, brought half the way."""
-        found = []
+    def resized(self, vectors: Array, grid: Geometry, mode: str) -> Array:
+        """Return vectors on the finer or the coarser of the two grids, which cover the same box."""
+        if self.coarse is self.grids[0]:
+            return vectors
+        functional = optional_import("torch.nn.functional", "language")
+        corners = {"align_corners": False} if mode == "trilinear" else {}
+        return functional.interpolate(vectors[None], size=grid.shape, mode=mode, **corners)[0]
+
+    def halves(self, velocity: Array) -> tuple[Array, Array, Array]:
+        """Return both images, brought half the way, and which voxels lie in both."""
+        found, seen = [], []
         for image, grid, sign in zip(self.images, self.grids, (-0.5, 0.5), strict=True):
             moved = exponentiate(sign * velocity, self.coarse.affine)
-            if self.coarse is not self.grids[0]:
-                moved = sample(moved, self.up)
-            found.append(sample(image, places(moved, self.grids[0].affine, grid.affine)))
-        return found
+            moved = self.resized(moved, self.grids[0], "trilinear")
+            index = places(moved, self.grids[0].affine, grid.affine)
+            found.append(sample(image, index))
+            seen.append(inside(index, grid.shape))
+        return found[0], found[1], seen[0] & seen[1]
 
     def descended(self, start: DisplacementField, most: int) -> tuple[DisplacementField, tuple[float, ...]]:
         """Return the velocity with the lowest energy of at most so many steps, and the energies."""
@@ -221,7 +221,7 @@ class _Level:
         best, far = velocity, _STEP * self.width
         energies: list[float] = []
         for _ in range(most + 1):
-            a, b = self.halves(velocity)
+            a, b, seen = self.halves(velocity)
             value, by_a, by_b = self.compare(a, b)
             if energies and value > min(energies):
                 far *= _SHRINK
@@ -231,9 +231,8 @@ class _Level:
             if far < _SMALLEST_STEP * _STEP * self.width or _flat(energies):
                 break
             slopes = zip(gradient(a, self.grids[0].affine), gradient(b, self.grids[0].affine), strict=True)
-            force = torch.stack([by_b * second - by_a * first for first, second in slopes])
-            if self.coarse is not self.grids[0]:
-                force = sample(gaussian(force, self.before, outside_zero=True), self.down)
+            force = torch.stack([by_b * second - by_a * first for first, second in slopes]) * seen
+            force = self.resized(force, self.coarse, "area")  # the mean over each coarse voxel
             force = gaussian(force, self.update, outside_zero=True)
             longest = float((force * force).sum(0).max()) ** 0.5
             if longest == 0:
