@@ -115,7 +115,7 @@ def test_the_stage_is_there_for_who_names_it_alone() -> None:
 
 def test_every_finding_of_the_simulation_says_so(findings: tuple[Finding, ...]) -> None:
     assert {finding.content.code for finding in findings} == {
-        f"simulated-ct.{what}" for what in ("scan", "reconstruction", "area", "mean", "noise")
+        f"simulated-ct.{what}" for what in ("scan", "reconstruction", "area", "mean", "deviation")
     }
     for finding in findings:
         content = finding.content
@@ -160,6 +160,8 @@ def test_findings_say_how_far_the_images_are_from_what_was_scanned(
         apart = volume(runner, case_id, content.details["role"]).array.astype(np.float64) - scanned
         assert content.details["rmse"] == pytest.approx(np.sqrt(np.mean(apart**2)), abs=1e-3)
         assert f"{content.details['rmse']:.0f} HU off" in content.statement
+        assert "1.96 standard deviations hold what was scanned" in content.caution
+        assert "photon noise" in content.caution.lower()
     assert made[1].details["rmse"] < made[0].details["rmse"]
 
 
@@ -193,6 +195,14 @@ def test_findings_say_whether_their_interval_holds_what_was_scanned(findings: tu
         assert said[2] == amount.unit
 
 
+def test_a_mean_in_hu_is_not_judged_by_its_size(findings: tuple[Finding, ...]) -> None:
+    """Water is 0 HU: half the interval over the value would be anything."""
+    mean = next(f.content for f in findings if f.content.code == "simulated-ct.mean")
+    assert mean.measurement is not None
+    assert mean.doubt is None
+    assert replace(mean, measurement=replace(mean.measurement, unit="ml")).doubt is not None
+
+
 def test_replay_gives_the_same_bits(runner: Runner, case_id: str) -> None:
     runs = replay(runner.store, case_id, shelf=ModelShelf(offline=True))
     assert [run.differences for run in runs] == [()] * 8
@@ -213,6 +223,7 @@ def test_the_report_shows_four_pictures_of_one_size(runner: Runner, case_id: str
     assert len(set(re.findall(r'width="(\d+)" height="(\d+)"', section))) == 1
     assert len(set(re.findall(r'src="(data:image/png[^"]*)"', section))) == 4
     assert "no patient was scanned like this" in section
+    assert re.search(r"hold the original in \d+ % of the pixels where it is flat", section)
     assert re.search(r"black 0, white \d+ HU", section)
 
 

@@ -81,10 +81,11 @@ class FindingDraft:
     def doubt(self) -> float | None:
         """How unsure the finding is, in [0, 1]; None when it does not say.
 
-        The larger of 1 - confidence and of half the interval's width over the value's size, cut at 1.
+        The larger of 1 - confidence and of half the interval's width over the value's size, cut at 1. HU
+        start at water and not at nothing, so that a share of their size says nothing.
         """
         doubts = [] if self.confidence is None else [1 - self.confidence]
-        if self.measurement is not None:
+        if self.measurement is not None and self.measurement.unit != "HU":
             half = (self.measurement.high - self.measurement.low) / 2
             size = abs(self.measurement.value)
             doubts.append(0.0 if half == 0 else 1.0 if half >= size else half / size)

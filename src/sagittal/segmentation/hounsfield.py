@@ -60,10 +60,10 @@ class HounsfieldClasses:
     A voxel of ``h`` HU under noise of standard deviation ``s`` lies below a threshold ``t`` with
     probability ``Phi((t - h) / s)``. ``s`` is the voxel's own where the image has a variance, as a
     reconstruction has; else it is measured on the slice and the same everywhere. (A smoothing method
-    leaves little to measure: what it is unsure of lies in shifts that neighbours share, which differences
-    between them do not see.) Partial volume is not in it: at an edge the voxel holds both
-    materials, and the thresholds are a convention. The noise is in ``h`` already and counts once more, so
-    a material close to its threshold reads low. [inference: the design is ours]
+    leaves little to measure: its errors are shared by neighbours, and differences do not see them.)
+    Partial volume is not in it: at an edge the voxel holds both materials, and the thresholds are a
+    convention. The noise is in ``h`` already and counts once more, so a material close to its threshold
+    reads low. [inference: the design is ours]
 
     Attributes:
         air_below: HU under which a voxel is air.
@@ -143,14 +143,14 @@ def mean_with_interval(
     A map of variances does not say how the errors of two voxels go together. In an image that was
     smoothed or regularised neighbours err nearly alike, so that dividing the sum of the variances by the
     square of their number would give a doubt that shrinks with the region and is far too small. The
-    standard deviation of a sum is at most the sum of the standard deviations, whatever the covariances
-    (the triangle inequality of the L2 norm), and equal to it where all voxels err together. The mean's
-    is therefore taken to be the mean of ``sd``: never too small where ``sd`` is right, and usually too
-    large. [inference: the choice is ours]
+    root of the expected square of a sum of errors is at most the sum of the voxels' own roots, whatever the
+    covariances and shifts (the triangle inequality of the L2 norm), and equal to it where all err together.
+    The mean's is therefore taken to be the mean of ``sd``: never too small where ``sd`` is right, and
+    usually too large. [inference: the choice is ours]
 
     Args:
         values: One or more voxels.
-        sd: Standard deviation of each.
+        sd: Root of the expected square of each one's error: its standard deviation, where it has no shift.
         unit: Unit of both.
         level: Coverage of the interval under a Gaussian error.
     """

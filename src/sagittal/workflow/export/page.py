@@ -101,6 +101,7 @@ def _low_dose(case: Case, volumes: Mapping[str, Volume | None]) -> dict[str, Any
             panel("ct-low-dose", "simulated scan"),
             panel("doubt", "Its standard deviation", f"black 0, white {pictures.most:.0f} HU or more"),
         ],
+        "held": said.get("ct-low-dose", {}).get("held") or {},
         "scan": scans[-1].content.details if scans else None,
         "width": pictures.width,
         "height": pictures.height,

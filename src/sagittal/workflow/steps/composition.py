@@ -16,8 +16,8 @@ from sagittal.workflow.step import Context, Result, Step
 __all__ = ["MeasureCTSlice"]
 
 _FROM_VARIANCE = (
-    "The interval is made from the variance of the reconstruction, all voxels taken to err together: photon "
-    "noise only, not what the method smooths or few views miss."
+    "The interval is made from the variance that came with the image, all voxels taken to err together; "
+    "partial volume and the choice of thresholds are not in it."
 )
 
 
@@ -105,15 +105,18 @@ class MeasureCTSlice(Step):
 
     def _noise(self, noise: float, image: Volume, prefix: str, where: str) -> FindingDraft:
         least = " or less" if noise == LEAST_NOISE_HU else ""
+        if image.variance is None:
+            return FindingDraft(
+                code=f"{prefix}.noise",
+                subject=f"noise{where}",
+                statement=f"Noise in soft tissue{where}: {noise:.1f} HU{least} (standard deviation).",
+                caution="From differences over 1.7 mm: what tissue varies over that distance is in it.",
+            )
         return FindingDraft(
-            code=f"{prefix}.noise",
-            subject=f"noise{where}",
-            statement=f"Noise in soft tissue{where}: {noise:.1f} HU{least} (standard deviation"
-            f"{', median of the voxels' if image.variance is not None else ''}).",
-            caution="From differences over 1.7 mm: what tissue varies over that distance is in it."
-            if image.variance is None
-            else "From the variance that came with the image: how far photon noise moves a voxel, not how "
-            "far the method or missing views do.",
+            code=f"{prefix}.deviation",
+            subject=f"standard deviation of soft tissue{where}",
+            statement=f"Standard deviation of a voxel of soft tissue{where}: {noise:.1f} HU{least} (median).",
+            caution="From the variance that came with the image.",
         )
 
 

@@ -15,7 +15,7 @@ from sagittal.workflow.step import Context, Result, Step
 
 if TYPE_CHECKING:
     from sagittal.reconstruction import StoredScan
-    from sagittal.volume import Geometry
+    from sagittal.volume import Geometry, Volume
 
 __all__ = ["ReconstructCT"]
 
@@ -35,7 +35,7 @@ class ReconstructCT(Step):
     name: ClassVar[str] = "reconstruct-ct"
     version: ClassVar[str] = "2"
     doubt: ClassVar[str] = (
-        "starts it where a variance is asked for: photon noise, and what the method gets wrong"
+        "starts it where a variance is asked for: photon noise, and what the method gets wrong, in each voxel"
     )
     packages: ClassVar[tuple[str, ...]] = ("numpy", "scipy")
 
@@ -55,6 +55,7 @@ class ReconstructCT(Step):
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
         from sagittal.reconstruction import reconstruct, truncated_share
+        from sagittal.reconstruction.comparison import held
         from sagittal.volume.image_metrics import rmse
 
         context.report(f"reconstructing by {self.method}")
@@ -65,7 +66,7 @@ class ReconstructCT(Step):
             self.method,
             variance=self.variance,
             report=context.report,
-            **self.options,
+            **{"seed": context.seed, **self.options},
         )
         views, _, bins = stored.scan.geometry.shape
         kind, cut = stored.scan.geometry.kind, truncated_share(stored.scan)
@@ -74,7 +75,8 @@ class ReconstructCT(Step):
         cautions = ["The scan was simulated from an image."] if simulated else []
         if cut > 0:
             cautions.append(f"In {cut:.0%} of the views the object reaches beyond the detector.")
-        details = {
+        cautions += _of_the_variance(found.volume)
+        details: dict[str, Any] = {
             "role": self.role,
             "method": self.method,
             "iterations": len(found.energies),
@@ -88,6 +90,9 @@ class ReconstructCT(Step):
             volume = volume.replace(facts={**volume.facts, "simulated": True})
             details["rmse"] = round(rmse(volume, stored.truth), 3)
             statement += f"; it is {details['rmse']:.0f} HU off what was scanned (root mean square)"
+            if volume.variance is not None:
+                details["held"] = held(volume, stored.truth)
+                cautions += _of_the_truth(details["held"])
         finding = FindingDraft(
             code="simulated-ct.reconstruction" if simulated else "image.reconstruction",
             subject="simulated low-dose CT" if simulated else "CT",
@@ -96,6 +101,31 @@ class ReconstructCT(Step):
             details=details,
         )
         return Result(outputs={self.role: volume}, findings=[finding])
+
+
+def _of_the_variance(volume: Volume) -> list[str]:
+    """Return what a reader must know of a variance: its parts, and what it cannot know of."""
+    doubt = volume.facts.get("doubt")
+    if doubt is None:
+        return []
+    share = 100 * doubt["noise_share"]
+    said = [f"Photon noise is {share:.0f} % of its variance, the rest what the method may get wrong."]
+    if unseen := doubt.get("unseen_disc"):
+        said.append(
+            f"A disc of {unseen['diameter_mm']:.1f} mm that stands out by less than "
+            f"{unseen['below_hu']:.0f} HU may be missing without a trace in the variance."
+        )
+    return said
+
+
+def _of_the_truth(held: Mapping[str, float | None]) -> list[str]:
+    flat, edge = held["flat"], held["edge"]
+    if flat is None or edge is None:
+        return []
+    return [
+        f"1.96 standard deviations hold what was scanned in {100 * flat:.0f} % of the voxels where it is "
+        f"flat, and in {100 * edge:.0f} % at its edges; a variance that is right gives 95 %."
+    ]
 
 
 def _stored(source: SourceFiles, role: str) -> tuple[StoredScan, Geometry]:

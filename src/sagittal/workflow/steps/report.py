@@ -94,10 +94,10 @@ class DraftReport(Step):
 
 
 def _hedged(finding: Finding) -> Finding:
-    """Add a caution to a measurement whose interval is wide against its value."""
+    """Add a caution to a measurement whose interval is wide against its value; HU have no zero for that."""
     content = finding.content
     amount = content.measurement
-    if amount is None or amount.high - amount.low <= _WIDE * abs(amount.value):
+    if amount is None or amount.unit == "HU" or amount.high - amount.low <= _WIDE * abs(amount.value):
         return finding
     wide = "The interval is wide: read the value as an order of size."
     return replace(finding, content=replace(content, caution=f"{wide} {content.caution}".strip()))

@@ -37,7 +37,7 @@ class SimulateCTScan(Step):
 
     views: int = 60
     photons: float = 1e5
-    largest: int = 256
+    largest: int = 192
 
     @property
     def reads(self) -> Mapping[str, Kind]:
