@@ -74,7 +74,9 @@ def simulate(
 def reconstruct(
     scan: ScanArgument,
     out: Annotated[Path | None, typer.Option(help="The image, .nii.gz.")] = None,
-    method: Annotated[str, typer.Option(help="fbp, sirt, cgls, tv, edge-preserving-tv, ...")] = "edge-preserving-tv",
+    method: Annotated[
+        str, typer.Option(help="fbp, sirt, cgls, tv, edge-preserving-tv, ...")
+    ] = "edge-preserving-tv",
     variance: Annotated[bool, typer.Option(help="Also each voxel's variance.")] = False,
     doubt: Annotated[str, typer.Option(help="How the variance is estimated: quick or bootstrap.")] = "quick",
     draws: Annotated[int | None, typer.Option(help="How often the variance draws counts again.")] = None,
