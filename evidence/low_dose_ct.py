@@ -89,7 +89,7 @@ class Results:
     def add(self, part: str, row: Row) -> None:
         self.parts[part][tuple(row[key] for key in KEYS[part])] = row
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
             self.read()  # what another run has added
             self.write()
 

@@ -22,6 +22,9 @@ PHANTOM, REAL = "analytic phantom", "real slice"
 CENTRE = (60, 1e5)
 OURS = "edge-preserving-tv"
 TARGETS = ((PHANTOM, "tv", 0.6), (PHANTOM, "fbp", 0.25), (REAL, "tv", 1.0), (REAL, "tv", 0.9))
+SEEN = ("Shepp-Logan", "smooth regions", "head, Cranium slice 40")
+"""Images that judge, and that the form of our energy was worked out with."""
+
 NAMES = {
     "tv, finer voxels": "tv on finer voxels",
     "edge-preserving-tv, the paper's": "edge-preserving-tv as in the paper",
@@ -41,6 +44,8 @@ def page(path: Path = RESULT) -> str:
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
     made: dict[str, Callable[[Row], str]] = {
         "split": split,
+        "draws": draws,
+        "module-draws": module_draws,
         "targets": targets,
         "phantoms": lambda kept: of_kind(kept, PHANTOM),
         "real": lambda kept: of_kind(kept, REAL),
@@ -123,6 +128,23 @@ def split(kept: Row) -> str:
     return table(["kind of data", "tuned on", "judged by"], rows)
 
 
+def draws(kept: Row) -> str:
+    """Say how many draws of noise there are, at each number of views and dose."""
+    numbers: dict[tuple[float, float], set[int]] = {}
+    for row in kept["rows"]:
+        numbers.setdefault((row["views"], row["photons"]), set()).add(len(row["rmse"]))
+    said = [f"{place(where)}: {' or '.join(map(str, sorted(each)))}" for where, each in numbers.items()]
+    return "; ".join(sorted(said)) or MISSING
+
+
+def module_draws(kept: Row) -> str:
+    return " or ".join(sorted({str(len(row["rmse"])) for row in kept["modules"]})) or "no"
+
+
+def place(where: tuple[float, float]) -> str:
+    return f"{where[0]:g} views, {dose(where[1])}"
+
+
 def targets(kept: Row) -> str:
     rows = []
     for kind, other, least in TARGETS:
@@ -132,8 +154,10 @@ def targets(kept: Row) -> str:
             values = ratios(one, OURS, other)
             if values:
                 reached = "yes" if median(values) <= least else "no"
-                rows.append([kind, image, other, f"{least:g}", ratio(values), reached])
-    return table(["kind of data", "image", "error, of that of", "wanted, at most", "found", "reached"], rows)
+                seen = "yes" if image in SEEN else "no"
+                rows.append([kind, image, seen, other, f"{least:g}", ratio(values), reached])
+    columns = ["kind of data", "image", "looked at before", "error, of that of", "wanted, at most", "found"]
+    return table([*columns, "reached"], rows)
 
 
 def of_kind(kept: Row, kind: str) -> str:
@@ -168,12 +192,12 @@ def cells(kept: Row, kind: str) -> list[tuple[float, float]]:
 def by_cell(kept: Row, kind: str) -> str:
     """Compare our method with each other, at every number of views and dose."""
     places = cells(kept, kind)
-    found = {place: at(kept, kind, place) for place in places}
+    found = {where: at(kept, kind, where) for where in places}
     methods = dict.fromkeys(method for rows in found.values() for method in rows if method != OURS)
     lines = [
-        [name(method), *(ratio(ratios(found[place], OURS, method)) for place in places)] for method in methods
+        [name(method), *(ratio(ratios(found[where], OURS, method)) for where in places)] for method in methods
     ]
-    return table(["against", *(f"{views:g} views, {dose(photons)}" for views, photons in places)], lines)
+    return table(["against", *map(place, places)], lines)
 
 
 def module(kept: Row, image: str, show: Callable[[Any], str]) -> str:

@@ -191,7 +191,7 @@ def test_the_page_is_made_from_the_results() -> None:
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     module = script("low_dose_page")
-    assert module.page(tmp_path / "none.json").count(module.MISSING) == 11
+    assert module.page(tmp_path / "none.json").count(module.MISSING) == 12
 
 
 def row(image: str, method: str, errors: list[float], data: str = "analytic phantom") -> dict[str, Any]:
@@ -214,5 +214,5 @@ def test_ratios_are_paired_by_noise_and_kinds_of_data_are_apart() -> None:
     assert found == pytest.approx([1.0, 1.0, 1.0])
     text = module.of_kind(kept, "analytic phantom")
     assert "RMSE, c" not in text
-    assert "| analytic phantom | a | tv | 0.6 | 0.50 (0.50 to 0.50) | yes |" in module.targets(kept)
-    assert "| analytic phantom | b | tv | 0.6 | 2.00 (2.00 to 2.00) | no |" in module.targets(kept)
+    assert "| analytic phantom | a | no | tv | 0.6 | 0.50 (0.50 to 0.50) | yes |" in module.targets(kept)
+    assert "| analytic phantom | b | no | tv | 0.6 | 2.00 (2.00 to 2.00) | no |" in module.targets(kept)
