@@ -167,3 +167,190 @@ def test_an_image_without_a_unit_or_air_is_no_ct(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "does not look like CT; got nothing below 0; expected HU" in done.output
     assert not (tmp_path / "scan.npz").exists()
+
+
+def spoilt(path: Path, *, header: Any = None, **arrays: Any) -> Path:
+    """Write a scan file again with other arrays, and with another header."""
+    with np.load(path) as stored:
+        members = {name: stored[name] for name in stored.files}
+    if header is not None:
+        told = json.loads(members["header"].tobytes())
+        header(told)
+        members["header"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    members |= {name: change(members[name]) for name, change in arrays.items()}
+    np.savez(path, **members)
+    return path
+
+
+def with_nan(rays: Any) -> Any:
+    rays = rays.copy()
+    rays[3, 0, 5:9] = np.nan
+    rays[7] = 0.25
+    return rays
+
+
+def reconstructed(scan: Path, *more: object) -> Any:
+    return sagittal("ct", "reconstruct", scan, "--method", "fbp", "--out", scan.parent / "out.nii.gz", *more)
+
+
+def test_rays_that_were_not_measured_are_left_out_and_counted(scan: Path) -> None:
+    bins = read_scan(scan).scan.geometry.bins
+    done = reconstructed(spoilt(scan, sinogram=with_nan))
+    assert done.exit_code == 0, done.output
+    assert f"{4 + bins} rays were not measured, 1 whole view among them: they are left out" in done.output
+    told = last_line(reconstructed(scan, "--json"))
+    assert (told["missing_rays"], told["missing_views"]) == (4 + bins, 1)
+
+
+def test_a_case_keeps_how_many_rays_were_missing(scan: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with CaseStore(store) as cases:
+        case_id = cases.create_case("phantom")
+    last_line(reconstructed(spoilt(scan, sinogram=with_nan), "--case", case_id, "--store", store, "--json"))
+    with CaseStore(store, read_only=True) as cases:
+        case = cases.case(case_id)
+    codes = ("simulated-ct.reconstruction", "image.reconstruction")
+    finding = next(f.content for code in codes for f in case.standing(code))
+    assert finding.details["missing_rays"] > 4
+    assert "rays were not measured." in finding.caution
+
+
+def test_what_is_not_seen_from_every_side_is_told_and_written(scan: Path) -> None:
+    def narrower(header: Any) -> None:
+        header["geometry"]["bins"] -= 30
+
+    mask = scan.parent / "unseen.nii.gz"
+    done = reconstructed(
+        spoilt(scan, header=narrower, sinogram=lambda rays: rays[..., 15:-15]), "--unseen", mask, "--variance"
+    )
+    assert done.exit_code == 0, done.output
+    assert "the object reaches beyond the detector in 58% of the views; 49% of the voxels" in done.output
+    hidden = read_nifti(mask).array
+    image = read_nifti(scan.parent / "out.nii.gz")
+    assert hidden[20, 20, 0] == 0
+    assert hidden[0, 0, 0] == 1
+    assert image.variance is not None
+    assert image.variance[hidden > 0].min() >= 1000**2
+    assert image.variance[20, 20, 0] < 1000**2
+
+
+def test_a_mask_of_nothing_is_written_where_all_is_seen(scan: Path) -> None:
+    mask = scan.parent / "unseen.nii.gz"
+    assert last_line(reconstructed(scan, "--unseen", mask, "--json"))["unseen"] == 0
+    assert read_nifti(mask).array.max() == 0
+
+
+def test_a_gantry_that_turns_the_other_way_is_told(scan: Path) -> None:
+    def backwards(header: Any) -> None:
+        header["geometry"]["angles"] = [-angle for angle in header["geometry"]["angles"]]
+
+    assert "turned the other way" not in reconstructed(scan).output
+    assert (
+        "agree far better if the gantry turned the other way"
+        in reconstructed(spoilt(scan, header=backwards)).output
+    )
+
+
+def degrees(header: Any) -> None:
+    header["geometry"]["angles"] = np.rad2deg(header["geometry"]["angles"]).tolist()
+
+
+def one_angle(header: Any) -> None:
+    header["geometry"]["angles"] = [1.0] * len(header["geometry"]["angles"])
+
+
+def no_photons(header: Any) -> None:
+    header["photons"] = 0
+
+
+def two_slices(header: Any) -> None:
+    header["grid"]["shape"][2] = 2
+
+
+def tilted(header: Any) -> None:
+    header["grid"]["affine"][2][0] = 0.5
+
+
+def near_source(header: Any) -> None:
+    header["geometry"] |= {"source_distance": 150.0, "bin_width": 1.0}
+
+
+def short_turn(header: Any) -> None:
+    header["geometry"]["angles"] = (np.asarray(header["geometry"]["angles"]) / 4).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"header": degrees}, "the view angles look like degrees; got 0 to 345; expected radians"),
+        ({"header": one_angle}, "the gantry does not turn: all views have one angle"),
+        ({"header": short_turn}, "the views cover too little of a turn; got 90 degrees"),
+        ({"header": no_photons}, "photons must be a positive number; got 0"),
+        ({"sinogram": lambda rays: rays[:-1]}, "have another shape than the geometry; got (23, 1,"),
+        ({"sinogram": lambda rays: rays * np.nan}, "no ray was measured"),
+        ({"sinogram": lambda rays: rays.astype(complex)}, "a field holds no numbers; got complex"),
+        ({"header": two_slices}, "do not have the grid's shape"),
+        ({"header": tilted}, "the grid's slices do not lie across the scanner's axis"),
+        ({"header": near_source}, "the source turns through the image"),
+    ],
+)
+def test_a_scan_that_cannot_be_is_refused(scan: Path, change: dict[str, Any], message: str) -> None:
+    done = reconstructed(spoilt(scan, **change))
+    assert done.exit_code == 2, done.output
+    assert message in " ".join(done.output.split())
+    assert not (scan.parent / "out.nii.gz").exists()
+
+
+def test_a_scan_file_that_is_cut_off_is_refused(scan: Path) -> None:
+    scan.write_bytes(scan.read_bytes()[:-300])
+    done = reconstructed(scan)
+    assert done.exit_code == 2
+    assert "this is no whole .npz file" in " ".join(done.output.split())
+
+
+def test_a_scan_larger_than_the_memory_is_refused_with_the_estimate(
+    scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 3 * sum(array.nbytes for array in np.load(scan).values())
+    monkeypatch.setattr("sagittal.core.memory.available_memory", lambda: size)
+    done = reconstructed(scan)
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert "the reconstruction by fbp does not fit into memory; got about" in said
+    assert "coarser grid" in said
+    assert not (scan.parent / "out.nii.gz").exists()
+
+
+def test_a_helix_is_not_for_fbp(tmp_path: Path) -> None:
+    image, path = tmp_path / "image.nii.gz", tmp_path / "scan.npz"
+    write_nifti(smooth_regions().rasterise(GRID), image)
+    last_line(
+        sagittal(
+            "ct", "simulate", "--volume", image, "--geometry", "cone", "--views", 8, "--out", path, "--json"
+        )
+    )
+
+    def helix(header: Any) -> None:
+        header["geometry"]["pitch"] = 5.0
+
+    done = reconstructed(spoilt(path, header=helix))
+    assert done.exit_code == 2
+    assert "fdk is for circular cone beams; got helix" in " ".join(done.output.split())
+
+
+def test_an_image_in_another_unit_is_not_scanned(tmp_path: Path) -> None:
+    image = tmp_path / "pet.nii.gz"
+    write_nifti(Volume(np.ones(GRID.shape, np.float32), GRID, unit="SUV"), image)
+    done = sagittal("ct", "simulate", "--volume", image, "--out", tmp_path / "scan.npz")
+    assert done.exit_code == 2
+    assert "the voxels are no attenuation; got SUV" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("photons", ["0", "-3"])
+def test_a_scan_without_photons_is_not_simulated(tmp_path: Path, photons: str) -> None:
+    image = tmp_path / "image.nii.gz"
+    write_nifti(smooth_regions().rasterise(GRID), image)
+    how = ("--slice", 0, "--photons", photons)
+    done = sagittal("ct", "simulate", "--volume", image, *how, "--out", tmp_path / "scan.npz")
+    assert done.exit_code == 2
+    assert "photons must be a positive number" in " ".join(done.output.split())

@@ -2,6 +2,7 @@
 
 from sagittal.reconstruction.analytic import fbp, fdk
 from sagittal.reconstruction.comparison import quality
+from sagittal.reconstruction.consistency import turns_the_other_way
 from sagittal.reconstruction.ct_pd import Projections, read_ct_pd
 from sagittal.reconstruction.field_of_view import truncated_share, unseen
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
@@ -50,6 +51,7 @@ __all__ = [
     "simulate_scan",
     "sirt",
     "truncated_share",
+    "turns_the_other_way",
     "tv",
     "unseen",
     "upright",

@@ -74,6 +74,9 @@ def simulate(
 def reconstruct(
     scan: ScanArgument,
     out: Annotated[Path | None, typer.Option(help="The image, .nii.gz.")] = None,
+    unseen: Annotated[
+        Path | None, typer.Option(help="Mask of the voxels not seen from every side, .nii.gz.")
+    ] = None,
     method: Annotated[
         str, typer.Option(help="fbp, sirt, cgls, tv, edge-preserving-tv, ...")
     ] = "edge-preserving-tv",
@@ -87,19 +90,22 @@ def reconstruct(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Reconstruct a scan, in HU."""
-    from sagittal.reconstruction import read_scan, truncated_share
+    """Reconstruct a scan, in HU. Rays that were not measured are left out, and counted.
+
+    What does not fit into memory is refused. Where the object reaches beyond the detector, or rays along one
+    line disagree as if the gantry had turned the other way, that is said.
+    """
     from sagittal.reconstruction import reconstruct as by_method
     from sagittal.volume import write_nifti
 
     if out is None and case is None:
         raise InputError("the image has nowhere to go", source="--out", expected="a file, or --case")
-    stored = read_scan(scan)
+    stored = _scan(scan)
     options = _options(method, roughness, delta, iterations)
     if variance:
         options |= {"doubt": doubt} | ({} if draws is None else {"draws": draws})
     started = time.perf_counter()
-    result: dict[str, Any] = {"method": method, "truncated": truncated_share(stored.scan)}
+    result: dict[str, Any] = {"method": method, **_facts(stored)}
     with status(quiet=as_json) as report:
         if case is not None:
             result |= _into_case(case, store, scan, method, variance, options, out)
@@ -115,13 +121,13 @@ def reconstruct(
             }
             if found.doubt is not None:
                 result["doubt"] = found.doubt.facts
+        if unseen is not None:
+            write_nifti(_unseen(stored), unseen)
     result["seconds"] = time.perf_counter() - started
 
     def text() -> None:
-        if result["truncated"]:
-            typer.echo(
-                f"the object reaches beyond the detector in {result['truncated']:.0%} of the views", err=True
-            )
+        for line in _warnings(result):
+            typer.echo(line, err=True)
         typer.echo(f"{result.get('image', 'case ' + str(case))}: {method}, {result['seconds']:.1f} s")
 
     emit(result, as_json=as_json, text=text)
@@ -141,7 +147,7 @@ def compare(
     figure: Annotated[Path | None, typer.Option(help="Draw the images, a PNG file.")] = None,
 ) -> None:
     """Reconstruct a simulated scan by several methods, and measure them against what was scanned."""
-    from sagittal.reconstruction import METHODS, quality, read_scan
+    from sagittal.reconstruction import METHODS, quality
     from sagittal.reconstruction import reconstruct as by_method
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -152,7 +158,7 @@ def compare(
             )
     if figure is not None:
         optional_import("matplotlib", "figures")
-    stored = read_scan(scan)
+    stored = _scan(scan)
     if stored.truth is None:
         raise InputError("the scan was not simulated: there is nothing to compare with", source=scan)
     rows: list[dict[str, Any]] = []
@@ -169,13 +175,20 @@ def compare(
         "rows": rows,
         "geometry": stored.scan.geometry.kind,
         "shape": list(stored.scan.geometry.shape),
-        "photons": stored.scan.photons,
+        "photons": stored.scan.mean_photons,
+        **_facts(stored),
     }
     if figure is not None:
         _draw(stored.truth, images, figure)
     if json_file not in (None, "-"):
         write_text(Path(str(json_file)), json.dumps(result, indent=1) + "\n")
-    emit(result, as_json=json_file == "-", text=lambda: _say_rows(rows))
+
+    def text() -> None:
+        for line in _warnings(result):
+            typer.echo(line, err=True)
+        _say_rows(rows)
+
+    emit(result, as_json=json_file == "-", text=text)
 
 
 def _image(path: Path, number: int | None) -> Volume:
@@ -210,6 +223,55 @@ def _upright(image: Volume) -> Volume:
             err=True,
         )
     return lying
+
+
+def _scan(path: Path) -> StoredScan:
+    """Read a scan; rays that cannot have been measured are marked."""
+    from sagittal.reconstruction import read_scan
+
+    return read_scan(path, missing="mark")
+
+
+def _unseen(stored: StoredScan) -> Volume:
+    """Return the voxels that are not seen from every side, as 1; of no voxel where all are."""
+    from sagittal.reconstruction import unseen
+    from sagittal.volume import Volume
+
+    grid = _grid(stored)
+    hidden = unseen(stored.scan.geometry, grid)
+    return Volume(np.zeros(grid.shape, np.uint8) if hidden is None else hidden.astype(np.uint8), grid)
+
+
+def _facts(stored: StoredScan) -> dict[str, Any]:
+    """Return what is wrong with a scan: rays and views that are missing, what is not seen, how it turns."""
+    from sagittal.reconstruction import truncated_share, turns_the_other_way
+
+    missing = stored.scan.missing
+    return {
+        "missing_rays": 0 if missing is None else int(missing.sum()),
+        "missing_views": 0 if missing is None else int(missing.all(axis=(1, 2)).sum()),
+        "truncated": truncated_share(stored.scan),
+        "unseen": float(_unseen(stored).array.mean()),
+        "turns_the_other_way": turns_the_other_way(stored.scan),
+    }
+
+
+def _warnings(facts: dict[str, Any]) -> list[str]:
+    said = []
+    if facts["missing_rays"]:
+        views = facts["missing_views"]
+        whole = f", {views} whole view{'s' * (views != 1)} among them" if views else ""
+        said.append(f"{facts['missing_rays']} rays were not measured{whole}: they are left out")
+    if facts["truncated"]:
+        said.append(
+            f"the object reaches beyond the detector in {facts['truncated']:.0%} of the views; "
+            f"{facts['unseen']:.0%} of the voxels are not seen from every side (--unseen writes which)"
+        )
+    if facts["turns_the_other_way"]:
+        said.append(
+            "opposite rays agree far better if the gantry turned the other way: the image may be wrong"
+        )
+    return said
 
 
 def _grid(stored: StoredScan) -> Geometry:

@@ -33,7 +33,7 @@ class ReconstructCT(Step):
     """
 
     name: ClassVar[str] = "reconstruct-ct"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     doubt: ClassVar[str] = (
         "starts it where a variance is asked for: photon noise, and what the method gets wrong, in each voxel"
     )
@@ -54,7 +54,7 @@ class ReconstructCT(Step):
         return {self.role: Kind.VOLUME}
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
-        from sagittal.reconstruction import reconstruct, truncated_share
+        from sagittal.reconstruction import reconstruct, truncated_share, turns_the_other_way
         from sagittal.reconstruction.comparison import held
         from sagittal.volume.image_metrics import rmse
 
@@ -73,8 +73,17 @@ class ReconstructCT(Step):
         simulated = stored.truth is not None
         statement = f"CT reconstructed by {self.method} from {views} {kind}-beam views of {bins} bins"
         cautions = ["The scan was simulated from an image."] if simulated else []
+        hidden = 0.0 if found.unseen is None else float(found.unseen.mean())
+        missing = stored.scan.sinogram.size - stored.scan.measured
+        if missing:
+            cautions.append(f"{missing} of {stored.scan.sinogram.size} rays were not measured.")
         if cut > 0:
-            cautions.append(f"In {cut:.0%} of the views the object reaches beyond the detector.")
+            cautions.append(
+                f"In {cut:.0%} of the views the object reaches beyond the detector; "
+                f"{hidden:.0%} of the voxels are not seen from every side."
+            )
+        if turns_the_other_way(stored.scan):
+            cautions.append("Opposite rays agree far better if the gantry turned the other way.")
         cautions += _of_the_variance(found.volume)
         details: dict[str, Any] = {
             "role": self.role,
@@ -83,6 +92,9 @@ class ReconstructCT(Step):
             "stopped": found.stopped,
             "discrepancy": found.discrepancy,
             "variance": self.variance,
+            "missing_rays": missing,
+            "truncated": cut,
+            "unseen": hidden,
             "doubt": None if found.doubt is None else found.doubt.facts,
         }
         volume = found.volume
@@ -136,7 +148,7 @@ def _stored(source: SourceFiles, role: str) -> tuple[StoredScan, Geometry]:
     with tempfile.TemporaryDirectory(prefix="sagittal-") as folder:
         path = Path(folder) / "scan.npz"
         path.write_bytes(source.files[0][1])
-        stored = read_scan(path)
+        stored = read_scan(path, missing="mark")
     if stored.grid is None:
         raise InputError("the scan does not say where its image lies", source=role, expected="a grid")
     return stored, stored.grid
