@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("pydicom")
 
-from reconstruction.ct_pd import SLOPE, Scanner, write_ct_pd
+from reconstruction.files.ct_pd import SLOPE, Scanner, write_ct_pd
 from sagittal.core.errors import FormatError, GeometryError, InputError, SagittalError
 from sagittal.reconstruction.analytic import fdk
-from sagittal.reconstruction.ct_pd import Projections, read_ct_pd
+from sagittal.reconstruction.files.ct_pd import Projections, read_ct_pd
 from sagittal.reconstruction.line_integrals import line_integrals
 from sagittal.volume import Geometry
 from sagittal.volume.phantoms import Body, Phantom

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from sagittal.core.errors import FormatError, InputError
 from sagittal.core.files import storage_errors
 from sagittal.core.optional import optional_import
-from sagittal.reconstruction._ct_pd_geometry import POSITIONS, View, check_one_scan, check_turn, cone_of
-from sagittal.reconstruction._ct_pd_tags import numbers, word
+from sagittal.reconstruction.files._ct_pd_geometry import POSITIONS, View, check_one_scan, check_turn, cone_of
+from sagittal.reconstruction.files._ct_pd_tags import numbers, word
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.scan import Scan
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sagittal.core.errors import FormatError, InputError
+from sagittal.reconstruction.files.scan_file import StoredScan, read_scan, write_scan
 from sagittal.reconstruction.geometry import FanBeam
 from sagittal.reconstruction.scan import Scan
-from sagittal.reconstruction.scan_file import StoredScan, read_scan, write_scan
 from sagittal.volume import Geometry, Volume
 
 GRID = Geometry.from_spacing((4, 5, 1), (2, 2, 3), (1, 2, 3))
@@ -72,7 +72,7 @@ def test_a_scan_beyond_the_memory_is_refused_before_it_is_read(
     scan_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sagittal.core.memory.available_memory", lambda: 100)
-    monkeypatch.setattr("sagittal.reconstruction.scan_file._array", None)
+    monkeypatch.setattr("sagittal.reconstruction.files.scan_file._array", None)
     with pytest.raises(InputError, match=r"scan\.npz: the scan does not fit into memory; got about"):
         read_scan(scan_file)
 
