@@ -7,13 +7,14 @@ from collections.abc import Mapping
 
 from sagittal.reconstruction.field_of_view import truncated_share
 from sagittal.reconstruction.geometry import ConeBeam
+from sagittal.reconstruction.projectors import REFERENCE, projector_kernels
 from sagittal.reconstruction.scan import Scan
 from sagittal.volume import Geometry
 
 __all__ = ["COPIES", "memory_needed"]
 
 COPIES: Mapping[str, tuple[int, int]] = {
-    "fbp": (18, 12),
+    "fbp": (5, 12),
     "sirt": (6, 8),
     "cgls": (6, 4),
     "ordered-subsets": (11, 4),
@@ -27,6 +28,9 @@ Measured, and rounded up. The test that measures them again fails where one is t
 """
 
 _PLANE_FBP = (8, 8)
+_REFERENCE_FDK = (18, 12)
+"""Without the compiled kernel."""
+
 _VARIANCE, _BESIDE = (27, 22), (6, 6)
 _FLOAT = 4
 _TABLES = 80
@@ -46,7 +50,10 @@ def memory_needed(
         subdivision: Parts of a voxel's side that total variation computes with; its default without it.
     """
     cone = isinstance(scan.geometry, ConeBeam)
-    of_volume, of_rays = _PLANE_FBP if method == "fbp" and not cone else COPIES[method]
+    of_volume, of_rays = COPIES[method]
+    if method == "fbp":
+        compiled = projector_kernels()[-1] != REFERENCE
+        of_volume, of_rays = COPIES[method] if cone and compiled else _REFERENCE_FDK if cone else _PLANE_FBP
     if subdivision is None:
         subdivision = 2 if method == "edge-preserving-tv" and not cone else 1
     of_volume *= subdivision**2
