@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -169,3 +170,25 @@ def test_a_bow_tie_and_dead_channels_are_simulated() -> None:
     assert counted[0] == pytest.approx(100 / np.e, rel=0.15)
     assert scan.missing is not None
     assert np.flatnonzero(scan.missing.all(axis=(0, 1))).tolist() == [3]
+
+
+def test_counting_takes_no_more_memory_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Geometry.from_spacing((16, 16, 64), (4, 4, 4), (-30, -30, 0))
+    geometry = fitted_geometry(grid, "parallel", 200)
+    image = Volume(np.zeros(grid.shape, np.float32), grid, unit="1/mm")
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "sagittal.reconstruction.simulate.require_memory", lambda needed, *_, **__: asked.append(needed)
+    )
+    tracemalloc.start()
+    simulate_scan(image, geometry, photons=1e3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < asked[0] < 3 * peak
+
+
+def test_a_scan_beyond_the_memory_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sagittal.core.memory.available_memory", lambda: 1000)
+    image = Volume(np.zeros(GRID.shape, np.float32), GRID, unit="1/mm")
+    with pytest.raises(InputError, match="the simulated scan does not fit into memory; got about"):
+        simulate_scan(image, fitted_geometry(GRID, "parallel", 40), photons=1e3)

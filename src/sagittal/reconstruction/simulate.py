@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.core.memory import require_memory
 from sagittal.core.optional import optional_import
 from sagittal.core.randomness import generator
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
@@ -25,6 +26,8 @@ from sagittal.volume.phantoms import WATER_PER_MM
 __all__ = ["add_noise", "fitted_geometry", "sampled_integrals", "scannable", "simulate_scan", "upright"]
 
 _AIR_HU = -1000.0
+_BYTES_A_RAY = 40
+"""What counting photons takes at its peak: line integrals and counts in three copies of float64 each."""
 
 
 def simulate_scan(
@@ -91,11 +94,15 @@ def sampled_integrals(
 
     Raises:
         GeometryError: The grid does not suit the scanner.
+        InputError: A scan of this size does not fit into memory.
         MissingDependencyError: scipy is not installed.
     """
     ndimage = optional_import("scipy.ndimage")
     check_grid(geometry, grid)
     views, rows, bins = geometry.shape
+    require_memory(
+        _BYTES_A_RAY * views * rows * bins, "the simulated scan", instead="take fewer views or slices"
+    )
     plane, zero = grid.affine[:2, :2], grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
     to_index = np.linalg.inv(plane)
     corners = (

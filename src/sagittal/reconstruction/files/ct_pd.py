@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, InputError
 from sagittal.core.files import storage_errors
+from sagittal.core.memory import require_memory
 from sagittal.core.optional import optional_import
 from sagittal.reconstruction.files._ct_pd_geometry import POSITIONS, View, check_one_scan, check_turn, cone_of
 from sagittal.reconstruction.files._ct_pd_tags import numbers, word
@@ -97,7 +98,8 @@ def read_ct_pd(
 
     Raises:
         InputError: No such file or no view; views of several scans, scanners or spectra; more than
-            ``max_bytes``; readings without logarithm and no ``air``, or not above 0.
+            ``max_bytes``, or than fits into memory; readings without logarithm and no ``air``, or not above
+            0.
         FormatError: Not DICOM-CT-PD, a missing or malformed attribute, a detector or scan of an unsupported
             kind.
         GeometryError: Missing or repeated views, angles that look like degrees or lengths that are not mm, a
@@ -122,6 +124,7 @@ def read_ct_pd(
             value=f"{size / _GIB:.1f} GiB",
             expected=f"{max_bytes / _GIB:.1f} GiB; read a part of it by instances",
         )
+    require_memory(2 * size, "the scan", instead="read a part of it by instances")
     turned = np.unwrap([view.angle for view in views])
     states: dict[tuple[float, float, float], list[int]] = {}
     for index, view in enumerate(views):
