@@ -19,6 +19,7 @@
 
 #include "pool.h"
 #include "projectors.h"
+#include "smear.h"
 #include "variation.h"
 
 namespace nb = nanobind;
@@ -428,6 +429,49 @@ void bind_dual(nb::module_& m) {
         nb::arg("limit"), nb::arg("positive"), nb::arg("dual").noconvert(), nb::arg("image").noconvert());
 }
 
+// Add to an image (a, b, slices) the sum over views of rays (views, lines, bins) at each voxel, or of their variance.
+void smear(const std::string& kernel, int threads, const std::string& detector, const Given<double, 2>& sights, const std::array<double, 4>& scanner,
+           const std::optional<std::array<double, 3>>& cone, const Given<float, 3>& rays, const std::optional<Given<float, 3>>& both,
+           const Written<float, 3>& image) {
+  require(runs_here(kernel), "this kernel does not run here");
+  require(sights.shape(1) == 6 && sights.shape(0) == rays.shape(0), "there are other views");
+  for (int axis = 0; both && axis < 3; ++axis) require(both->shape(axis) == rays.shape(axis), "covariances have another shape");
+  for (int axis = 0; axis < 3; ++axis) require(int64_t(image.shape(axis)) < kLargest && int64_t(rays.shape(axis)) < kLargest, "sizes are out of range");
+  Smear s{};
+  s.detector = detector == "parallel" ? Detector::parallel : detector == "flat" ? Detector::flat : Detector::curved;
+  s.scale = scanner[0], s.first = scanner[1], s.source_distance = scanner[2], s.detector_distance = scanner[3];
+  s.lines = int64_t(rays.shape(1)), s.bins = int64_t(rays.shape(2));
+  s.pixels = int64_t(image.shape(1)), s.slices = int64_t(image.shape(2)), s.cone = cone.has_value();
+  if (cone) s.middle = (*cone)[0], s.low = (*cone)[1], s.step = (*cone)[2];
+  require(s.lines > 0 && s.bins > 0, "there are no rays");
+  require(!cone || s.step != 0, "slices have no height");
+  require(cone || s.lines == s.slices, "there are other slices");
+  nb::gil_scoped_release released;
+  const auto* sight = reinterpret_cast<const Sight*>(sights.data());
+  const int64_t views = int64_t(rays.shape(0)), size = s.lines * s.bins, rows = int64_t(image.shape(0)), row = s.pixels * s.slices;
+  const int64_t most = 4 * s.pixels + (s.cone ? s.lines : row) + 16;
+  const int64_t together = s.cone ? std::max<int64_t>(1, (int64_t(1) << 20) / size) : views;  // views whose lines are turned at a time
+  std::vector<float> turned(s.cone ? together * size : 0), turned_both(s.cone && both ? together * size : 0);
+  for (int64_t first = 0; first < views; first += together) {
+    const int64_t count = std::min(together, views - first);
+    const float *given = rays.data() + first * size, *shared = both ? both->data() + first * size : nullptr;
+    const auto turn = [&](const float*& from, std::vector<float>& to) {
+      Pool::run(threads, count, [&](int64_t n) {
+        for (int64_t v = 0; v < s.lines; ++v)
+          for (int64_t u = 0; u < s.bins; ++u) to[n * size + u * s.lines + v] = from[n * size + v * s.bins + u];
+      });
+      from = to.data();
+    };
+    if (s.cone) turn(given, turned);
+    if (s.cone && shared) turn(shared, turned_both);
+    Pool::run(threads, rows, [&](int64_t i) {
+      std::vector<float> room(most);
+      float* out = image.data() + i * row;
+      ON(kernel, smear_row(s, sight + first, count, i, given, shared, room.data(), out));
+    });
+  }
+}
+
 template <typename T>
 void bind(nb::module_& m, const char* name) {
   using Held = HeldSweep<T>;
@@ -453,6 +497,8 @@ void bind(nb::module_& m, const char* name) {
 void bind_projectors(nb::module_& m) {
   bind<float>(m, "Sweep32");
   bind<double>(m, "Sweep64");
+  m.def("smear", &smear, nb::arg("kernel"), nb::arg("threads"), nb::arg("detector"), nb::arg("sights"), nb::arg("scanner"), nb::arg("cone").none(),
+        nb::arg("rays").noconvert(), nb::arg("both").none().noconvert(), nb::arg("image").noconvert());
   bind_dual<float, int16_t>(m);
   bind_dual<float, float>(m);
   bind_dual<double, double>(m);

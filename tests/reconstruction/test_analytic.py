@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 
 from sagittal.core.errors import InputError
-from sagittal.reconstruction.analytic import WINDOWS, fbp, fdk
+from sagittal.reconstruction.analytic import WINDOWS, fbp, fdk, smeared
 from sagittal.reconstruction.field_of_view import extrapolated, unseen
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.line_integrals import line_integrals
-from sagittal.reconstruction.projectors import forward
+from sagittal.reconstruction.projectors import REFERENCE, forward, projector_kernels
 from sagittal.reconstruction.redundancy import redundancy
 from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.simulate import add_noise, fitted_geometry
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.phantoms import Body, Phantom
+from scanners import SCANNERS as SMALL
+from scanners import a_grid
 
+NATIVE = [kernel for kernel in projector_kernels() if kernel != REFERENCE]
 GRID = Geometry.from_spacing((64, 64, 1), (2, 2, 2), (-63, -63, 0))
 PHANTOM = Phantom(
     name="ellipses",
@@ -255,3 +258,34 @@ def test_a_detector_that_does_not_reach_the_axis_is_refused() -> None:
     geometry = replace(FAN, offset=60.0)
     with pytest.raises(InputError, match="offset: the detector does not reach the axis; got 60 bins of"):
         fbp(Scan(np.zeros(geometry.shape), geometry), GRID)
+
+
+@pytest.mark.skipif(not NATIVE, reason="the extension is not built")
+@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "cone"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("down", [False, True])
+def test_every_kernel_smears_as_numpy_does(name: str, turned: bool, down: bool) -> None:
+    geometry, grid = SMALL[name], a_grid(turned=turned, down=down)
+    draw = np.random.default_rng(0)
+    rays = draw.random(geometry.shape, np.float32)
+    both = 0.5 * draw.random(geometry.shape, np.float32)
+    for covariance in (None, both):
+        expected = smeared(geometry, grid, rays, covariance, kernel=REFERENCE)
+        for kernel in NATIVE:
+            found = [
+                smeared(geometry, grid, rays, covariance, kernel=kernel, threads=threads)
+                for threads in (1, 3)
+            ]
+            assert (found[0] == found[1]).all()
+            assert np.abs(found[0] - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.skipif(not NATIVE, reason="the extension is not built")
+@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "cone"])
+def test_rays_that_are_longer_than_the_detector_are_smeared_alike(name: str) -> None:
+    geometry, grid = replace(SMALL[name], bins=SMALL[name].bins // 2), a_grid()
+    views, rows, bins = geometry.shape
+    rays = np.random.default_rng(0).random((views, rows, bins + 10), np.float32)
+    expected = smeared(geometry, grid, rays, kernel=REFERENCE)
+    assert np.abs(smeared(geometry, grid, rays) - expected).max() <= 2e-6 * np.abs(expected).max()
+    assert not np.array_equal(expected, smeared(geometry, grid, rays[..., 5:-5], kernel=REFERENCE))

@@ -186,8 +186,9 @@ def test_the_discrepancy_is_one_where_the_image_explains_the_scan() -> None:
 
 
 def test_a_start_near_the_end_needs_fewer_iterations() -> None:
-    first = tv(SCAN, GRID, roughness=8.0)
-    again = tv(SCAN, GRID, roughness=8.0, start=attenuation(first.volume))
+    solver = Solver(tolerance=3e-4, passes=0)
+    first = tv(SCAN, GRID, roughness=8.0, solver=solver)
+    again = tv(SCAN, GRID, roughness=8.0, solver=solver, start=attenuation(first.volume))
     assert len(again.energies) < len(first.energies)
     assert again.energies[-1] <= first.energies[-1]
 

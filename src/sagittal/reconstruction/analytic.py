@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
-from sagittal.reconstruction.field_of_view import extrapolated, seen_from, truncated_share
+from sagittal.core.native import load_extension, thread_count
+from sagittal.reconstruction.field_of_view import extrapolated, seen_from, sight, truncated_share
 from sagittal.reconstruction.geometry import ConeBeam, FanBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.missing_rays import fill_missing
+from sagittal.reconstruction.projectors import REFERENCE, projector_kernels
 from sagittal.reconstruction.redundancy import longer_side, redundancy
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.segments import check_grid
@@ -32,6 +34,8 @@ Truncation = Literal["extrapolate", "none"]
 Window = Literal["ram-lak", "shepp-logan", "cosine", "hann"]
 WINDOWS: tuple[Window, ...] = ("ram-lak", "shepp-logan", "cosine", "hann")
 """By how much they keep of high frequencies."""
+
+_native = load_extension()
 
 
 def fbp(
@@ -120,7 +124,7 @@ def _reconstruct(
     weight = _padded(_ray_weights(geometry) * redundancy(geometry)[:, None, :], geometry, beyond)
     ramp = _ramp(geometry, window, cutoff, beyond)
     filtered = _convolved(extrapolated(rays, geometry, beyond, mu_water) * weight, ramp)
-    image = _smeared(geometry, grid, filtered, None)
+    image = smeared(geometry, grid, filtered)
     if doubt is None:
         return image, None
     doubt = np.pad(doubt, ((0, 0), (0, 0), (beyond, beyond))) * weight**2
@@ -128,7 +132,7 @@ def _reconstruct(
     each = _convolved(doubt, np.fft.rfft(kernel**2))
     # Covariance of a filtered bin with the next one: the sum over rays k of h(u - k) h(u + 1 - k).
     both = _convolved(doubt, np.fft.rfft(kernel * np.roll(kernel, -1)))
-    return image, np.maximum(_smeared(geometry, grid, each, both), 0)
+    return image, np.maximum(smeared(geometry, grid, each, both), 0)
 
 
 def _beyond(scan: Scan, truncation: Truncation) -> int:
@@ -240,13 +244,50 @@ def _convolved(rays: NDArray[Any], transfer: NDArray[np.complex128]) -> NDArray[
     return found
 
 
+def smeared(
+    geometry: ScanGeometry,
+    grid: Geometry,
+    rays: NDArray[np.float32],
+    both: NDArray[np.float32] | None = None,
+    *,
+    kernel: str | None = None,
+    threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Return the sum over views of rays at each voxel, weighted by distance, or of their variances.
+
+    Args:
+        geometry: The scanner.
+        grid: The voxels.
+        rays: Filtered rays, or their variances; shape (views, rows, bins). They may be longer than the
+            detector, by as many bins on either side.
+        both: The covariance of each bin with the next, which says that rays are variances.
+        kernel: As for :class:`~sagittal.reconstruction.projectors.Projector`.
+        threads: As there.
+    """
+    kernel = kernel or projector_kernels()[-1]
+    if kernel == REFERENCE:
+        return _smeared(geometry, grid, rays, both)
+    image = np.zeros(grid.shape, np.float32)
+    first = rays.shape[-1] / 2 - geometry.offset - 0.5
+    detector, cone = "parallel", None
+    scanner = (1 / geometry.bin_width, first, 1.0, 1.0)
+    if not isinstance(geometry, ParallelBeam):
+        detector = "curved" if geometry.curved else "flat"
+        distance = geometry.detector_distance
+        scanner = (distance / geometry.bin_width, first, geometry.source_distance, distance)
+    if isinstance(geometry, ConeBeam):
+        above = np.array([grid.affine[2, 3] - geometry.centre[2], grid.affine[2, 2]]) / geometry.row_height
+        cone = (geometry.rows / 2 - 0.5 - geometry.row_offset, *above.tolist())
+    sights = np.array([np.concatenate(sight(geometry, grid, angle)) for angle in geometry.angles])
+    many = thread_count() if threads is None else threads
+    _native.smear(kernel, many, detector, sights, scanner, cone, rays, both, image)
+    return image
+
+
 def _smeared(
     geometry: ScanGeometry, grid: Geometry, rays: NDArray[np.float32], both: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """Return the sum over views of rays at each voxel, or with ``both`` of their interpolation's variance.
-
-    Rays may be longer than the detector, by as much on either side.
-    """
+    """Return what :func:`smeared` does, by numpy."""
     bins = rays.shape[-1]
     beyond = (bins - geometry.bins) // 2
     image = np.zeros(grid.shape, np.float32)

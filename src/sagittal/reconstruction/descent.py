@@ -1,7 +1,9 @@
-"""How the energy of total variation is made small: FISTA with restarts, and grids to begin with.
+"""How the energy of total variation is made small: ordered subsets to come near, and FISTA with restarts.
 
-[inference: FISTA starts again when the energy would rise; such a step is not taken, so energies never
-rise. Steps follow from a bound on the curvature that positive matrices give.]
+Steps by some of the views with momentum (Kim, Ramani and Fessler, IEEE Transactions on Medical Imaging
+34:167, 2015) come near soon, and then no nearer; from there FISTA goes on by all views. [inference: it starts
+again when the energy would rise; such a step is not taken, so energies never rise. Steps follow from a bound
+on the curvature that positive matrices give.]
 """
 
 from __future__ import annotations
@@ -19,10 +21,25 @@ from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.variation import Variation
 from sagittal.volume import Geometry
 
-__all__ = ["Descent", "Solver", "carried_over", "curvature_bound", "halved", "minimise"]
+__all__ = [
+    "Descent",
+    "Solver",
+    "approach",
+    "carried_over",
+    "curvature_bound",
+    "halved",
+    "minimise",
+    "subsets_of",
+]
 
 _MOMENTUM = 6.0
 """That of ten steps: less says little about how far the end is."""
+
+_MOST_MOMENTUM = 100.0
+"""More would add up what the subsets differ by."""
+
+_LEAST_VIEWS = 10
+"""Of a subset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +50,21 @@ class Solver:
         iterations: At most so many on the finest grid, in each stage.
         tolerance: Two images in turn that differ by less, relatively, are near the end.
         inner: Iterations of the proximal step.
+        passes: How many times all views are used, some at a time, before the iterations; 0 for none.
         levels: Grids of half, a quarter, ... as many voxels that are begun with; 0 for none.
-        coarse_iterations: At most so many on each of them.
+        coarse_iterations: Passes on each of them, or with few views at most so many iterations.
         dtype: float32, or float64 to look closely.
         threads: How many; they change no bit.
         device: Where scans are projected, as for :class:`~sagittal.reconstruction.projectors.Projector`; the
             proximal step is the processor's.
     """
 
-    iterations: int = 150
-    tolerance: float = 3e-4
+    iterations: int = 300
+    tolerance: float = 1e-4
     inner: int = 10
+    passes: int = 40
     levels: int = 2
-    coarse_iterations: int = 40
+    coarse_iterations: int = 20
     dtype: str = "float32"
     threads: int | None = None
     device: str | None = None
@@ -53,6 +72,10 @@ class Solver:
     def __post_init__(self) -> None:
         require_iterations(self.iterations)
         require_iterations(self.inner)
+        if self.passes < 0:
+            raise InputError(
+                "there are less than no passes", source="passes", value=self.passes, expected="0 or more"
+            )
         if self.dtype not in ("float32", "float64"):
             raise InputError("iterations are computed in two dtypes", source="dtype", value=self.dtype)
         if not 0 <= self.tolerance < 1:
@@ -76,6 +99,64 @@ class Descent:
     stopped: str
     squares: float
     travelled: float
+
+
+def subsets_of(views: int) -> int:
+    """Return into how many parts views can be divided so that each still tells of the whole object."""
+    return min(views // _LEAST_VIEWS, 12)
+
+
+def approach(
+    projector: Projector,
+    rays: NDArray[Any],
+    weights: NDArray[Any],
+    variation: Variation,
+    price: float,
+    start: NDArray[Any],
+    *,
+    passes: int,
+    inner: int = 10,
+) -> NDArray[Any]:
+    """Return an image near the one that :func:`minimise` looks for, by every n-th view at a time.
+
+    Args:
+        projector: As for :func:`minimise`.
+        rays: As for :func:`minimise`.
+        weights: As for :func:`minimise`.
+        variation: As for :func:`minimise`.
+        price: As for :func:`minimise`.
+        start: Where to begin; it is taken over.
+        passes: How many times all views are used.
+        inner: Iterations of the proximal step, of which those by some of the views take two fifths.
+    """
+    dtype: Any = projector.dtype
+    image = np.ascontiguousarray(start, dtype)
+    np.maximum(image, 0, out=image)
+    count = subsets_of(projector.shape[0])
+    before = np.empty_like(image)
+    curvature = curvature_bound(projector, weights, room=before)
+    parts = [projector.every(count, first) for first in range(count)]
+    dual = variation.start(dtype)
+    push, momentum = 0.0, 1.0
+    for _ in range(passes):
+        for first in _spread_out(count):
+            chosen = slice(first, None, count)
+            _extrapolate(image, before, push)
+            slope = parts[first].forward(before)
+            slope -= rays[chosen]
+            slope *= weights[chosen]
+            parts[first].add_back(slope, before, factor=-count / curvature)
+            variation.exchange(before, image, price / curvature, dual, iterations=-(-2 * inner // 5))
+            following = min((1 + math.sqrt(1 + 4 * momentum**2)) / 2, _MOST_MOMENTUM)
+            push, momentum = (momentum - 1) / following, following
+    return image
+
+
+def _spread_out(count: int) -> list[int]:
+    """Return the numbers below a count so that neighbours in the list lie far apart."""
+    half = (count + 1) // 2
+    pairs = zip(range(half), [*range(half, count), None], strict=False)
+    return [n for pair in pairs for n in pair if n is not None]
 
 
 def minimise(
@@ -112,7 +193,8 @@ def minimise(
     dtype: Any = projector.dtype
     image = np.ascontiguousarray(start, dtype)
     np.maximum(image, 0, out=image)
-    curvature = curvature_bound(projector, weights)
+    before = np.empty_like(image)
+    curvature = curvature_bound(projector, weights, room=before)
     parts = _parts(projector)
     dual = variation.start(dtype)
     residual = np.empty(projector.shape, dtype)
@@ -134,7 +216,6 @@ def minimise(
     residual[...] = 0
     squares = look(image)
     energy = squares / 2 + price * variation.value(image)
-    before = np.empty_like(image)
     push, momentum, steps = 0.0, 1.0, inner
     energies: list[float] = []
     stopped, travelled = "iterations", 0.0
@@ -203,14 +284,22 @@ def _extrapolate(image: NDArray[Any], before: NDArray[Any], push: float) -> None
         then += now
 
 
-def curvature_bound(projector: Projector, weights: NDArray[Any], *, rounds: int = 4) -> float:
+def curvature_bound(
+    projector: Projector, weights: NDArray[Any], *, rounds: int = 4, room: NDArray[Any] | None = None
+) -> float:
     """Return a bound on the largest eigenvalue of the transpose times the weights times the projection.
 
     For a matrix without negative numbers the largest ratio of ``M v`` to ``v``, for any positive ``v``, is
     one (Collatz and Wielandt); a few rounds bring it near.
+
+    Args:
+        projector: The projection.
+        weights: Of each ray.
+        rounds: How many.
+        room: An image that may be written over.
     """
     image = np.ones(projector.grid.shape, projector.dtype)
-    applied = np.empty_like(image)
+    applied = np.empty_like(image) if room is None else room
     bound = math.inf
     for _ in range(rounds):
         applied[...] = 0

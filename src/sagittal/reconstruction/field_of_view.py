@@ -13,7 +13,7 @@ from sagittal.reconstruction.scan import Scan
 from sagittal.volume import Geometry
 from sagittal.volume.phantoms import WATER_PER_MM
 
-__all__ = ["extrapolated", "seen_from", "truncated_share", "unseen"]
+__all__ = ["extrapolated", "seen_from", "sight", "truncated_share", "unseen"]
 
 _CUT = 0.05
 """Share of the largest line integral from which the end of a projection lies in the object."""
@@ -26,21 +26,30 @@ def seen_from(
     geometry: ScanGeometry, grid: Geometry, view: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return place (in bins, from the first's middle), weight and magnification of each pixel, (i, j)."""
-    angle = geometry.angles[view]
-    u, d = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-    plane, zero = grid.affine[:2, :2], grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
+    to_detector, from_source = sight(geometry, grid, geometry.angles[view])
     i, j = np.arange(grid.shape[0])[:, None], np.arange(grid.shape[1])
-    across = (u @ plane[:, 0]) * i + (u @ plane[:, 1]) * j + u @ zero
+    across = to_detector[0] * i + to_detector[1] * j + to_detector[2]
     first = geometry.bins / 2 - geometry.offset - 0.5
     if isinstance(geometry, ParallelBeam):
         return across / geometry.bin_width + first, np.ones_like(across), np.ones_like(across)
-    deep = (d @ plane[:, 0]) * i + (d @ plane[:, 1]) * j + d @ zero + geometry.source_distance
+    deep = from_source[0] * i + from_source[1] * j + from_source[2]
     distance = geometry.detector_distance
     if geometry.curved:
         away = np.hypot(across, deep)
         return np.arctan2(across, deep) * distance / geometry.bin_width + first, 1 / away**2, distance / away
     weight = (geometry.source_distance / deep) ** 2
     return across / deep * distance / geometry.bin_width + first, weight, distance / deep
+
+
+def sight(
+    geometry: ScanGeometry, grid: Geometry, angle: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what (i, j, 1) gives a pixel's place along the detector, and its depth from the source, mm."""
+    u, d = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
+    zero = grid.affine[:2, 3] - np.asarray(geometry.centre[:2])
+    columns = np.stack([grid.affine[:2, 0], grid.affine[:2, 1], zero])
+    away = 0.0 if isinstance(geometry, ParallelBeam) else geometry.source_distance
+    return columns @ u, columns @ d + np.array([0.0, 0.0, away])
 
 
 def unseen(geometry: ScanGeometry, grid: Geometry) -> NDArray[np.bool_] | None:

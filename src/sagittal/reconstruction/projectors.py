@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.native import load_extension, thread_count
 from sagittal.core.optional import optional_import
-from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry
+from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry, subset
 from sagittal.reconstruction.segments import (
     MARGIN,
     Segment,
@@ -76,7 +76,14 @@ class Projector:
                 "projections are computed in two dtypes", value=self.dtype, expected="float32, float64"
             )
         check_grid(geometry, grid)
-        self._pair = self._chosen(kernel, thread_count() if threads is None else threads, device)
+        self._choice = (kernel, thread_count() if threads is None else threads, device)
+        self._pair = self._chosen(*self._choice)
+
+    def every(self, step: int, first: int) -> Projector:
+        """Return the projector to every ``step``-th view from the ``first`` on."""
+        kernel, threads, device = self._choice
+        geometry = subset(self.geometry, slice(first, None, step))
+        return Projector(geometry, self.grid, dtype=self.dtype, threads=threads, kernel=kernel, device=device)
 
     def _chosen(self, kernel: str | None, threads: int, device: str | None) -> _Pair:
         known = projector_kernels()

@@ -27,7 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
-from sagittal.reconstruction.descent import Descent, Solver, carried_over, halved, minimise
+from sagittal.reconstruction.descent import (
+    Descent,
+    Solver,
+    approach,
+    carried_over,
+    halved,
+    minimise,
+    subsets_of,
+)
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
@@ -107,7 +115,7 @@ def edge_preserving_tv(
         grid: Where the voxels are to lie.
         roughness: As for :func:`tv`, in both stages.
         delta: Step between neighbouring voxels that counts as an edge, HU: at it the weight is 1/e of its way
-            down. 60 where neither it nor ``edge_share`` is given; infinity makes all weights 1, and 0 takes
+            down. 120 where neither it nor ``edge_share`` is given; infinity makes all weights 1, and 0 takes
             all of them away, ``edge_price`` too.
         edge_share: Instead, the share of voxels above which steps are edges; it must be at least the true
             share, or noise is kept as if it were edges.
@@ -317,21 +325,28 @@ class _Task:
         )
 
     def _coarse(self) -> NDArray[Any]:
-        """Solve plain total variation on coarser grids, the coarsest first; carry each over to the next."""
+        """Come near plain total variation on coarser grids, the coarsest first, and then on the finest."""
         grids = [self.grid]
         levels = self.solver.levels + self.subdivision.bit_length() - 1
         while len(grids) <= levels and min(grids[-1].shape[:2]) >= 2 * _SMALLEST_LEVEL:
             grids.append(halved(grids[-1], slices=isinstance(self.scan.geometry, ConeBeam)))
         image: NDArray[Any] = np.zeros(grids[-1].shape, self.solver.dtype)
         for finer, grid in zip(reversed(grids[:-1]), reversed(grids[1:]), strict=True):
-            # The same image has a smaller sum of differences on a coarser grid: by its side in a plane, ...
-            coarser = grid.spacing[0] / self.grid.spacing[0]
-            price = self.price * coarser * grid.spacing[2] / self.grid.spacing[2]
-            variation = Variation(grid=grid, threads=self.solver.threads)
-            tolerance = 3 * self.solver.tolerance
-            state = self._minimise(grid, variation, image, price, self.solver.coarse_iterations, tolerance)
-            image = carried_over(state.image, finer)
-        return image
+            image = carried_over(self._near(grid, image, self.solver.coarse_iterations), finer)
+        return self._near(self.grid, image, self.solver.passes)
+
+    def _near(self, grid: Geometry, image: NDArray[Any], passes: int) -> NDArray[Any]:
+        # The same image has a smaller sum of differences on a coarser grid: by its side in a plane, ...
+        coarser = grid.spacing[0] / self.grid.spacing[0]
+        price = self.price * coarser * grid.spacing[2] / self.grid.spacing[2]
+        variation = Variation(grid=grid, threads=self.solver.threads)
+        if subsets_of(len(self.rays)) > 1:
+            self.report(f"{self.name}: {grid.shape[0]} voxels wide, {passes} passes by subsets")
+            given = (self._projector(grid), self.rays, self.weights, variation, price, image)
+            return approach(*given, passes=passes, inner=self.solver.inner) if passes else image
+        if grid is self.grid:
+            return image
+        return self._minimise(grid, variation, image, price, passes, 3 * self.solver.tolerance).image
 
     def _minimise(
         self,
@@ -418,7 +433,7 @@ def _one_threshold(delta: float | None, edge_share: float | None) -> float | Non
                 "the share is out of range", source="edge_share", value=edge_share, expected="0 to 1"
             )
         return None
-    found = 60.0 if delta is None else float(delta)
+    found = 120.0 if delta is None else float(delta)
     if math.isnan(found) or found < 0:
         raise InputError(
             "the threshold is out of range", source="delta", value=delta, expected="0 HU or more"
