@@ -159,26 +159,6 @@ def test_a_variance_needs_a_dose() -> None:
         fbp(Scan(np.zeros(FAN.shape), FAN), GRID, variance=True)
 
 
-@pytest.mark.skipif(not NATIVE, reason="the extension is not built")
-@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "cone"])
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("down", [False, True])
-def test_every_kernel_smears_as_numpy_does(name: str, turned: bool, down: bool) -> None:
-    geometry, grid = SMALL[name], a_grid(turned=turned, down=down)
-    draw = np.random.default_rng(0)
-    rays = draw.random(geometry.shape, np.float32)
-    both = 0.5 * draw.random(geometry.shape, np.float32)
-    for covariance in (None, both):
-        expected = smeared(geometry, grid, rays, covariance, kernel=REFERENCE)
-        for kernel in NATIVE:
-            found = [
-                smeared(geometry, grid, rays, covariance, kernel=kernel, threads=threads)
-                for threads in (1, 3)
-            ]
-            assert (found[0] == found[1]).all()
-            assert np.abs(found[0] - expected).max() <= 2e-6 * np.abs(expected).max()
-
-
 def off_by(volume: Volume, where: Any = slice(None)) -> float:
     return float(np.sqrt(np.mean((volume.array - PHANTOM.rasterise(GRID).array)[where] ** 2)))
 
@@ -278,3 +258,34 @@ def test_a_detector_that_does_not_reach_the_axis_is_refused() -> None:
     geometry = replace(FAN, offset=60.0)
     with pytest.raises(InputError, match="offset: the detector does not reach the axis; got 60 bins of"):
         fbp(Scan(np.zeros(geometry.shape), geometry), GRID)
+
+
+@pytest.mark.skipif(not NATIVE, reason="the extension is not built")
+@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "cone"])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("down", [False, True])
+def test_every_kernel_smears_as_numpy_does(name: str, turned: bool, down: bool) -> None:
+    geometry, grid = SMALL[name], a_grid(turned=turned, down=down)
+    draw = np.random.default_rng(0)
+    rays = draw.random(geometry.shape, np.float32)
+    both = 0.5 * draw.random(geometry.shape, np.float32)
+    for covariance in (None, both):
+        expected = smeared(geometry, grid, rays, covariance, kernel=REFERENCE)
+        for kernel in NATIVE:
+            found = [
+                smeared(geometry, grid, rays, covariance, kernel=kernel, threads=threads)
+                for threads in (1, 3)
+            ]
+            assert (found[0] == found[1]).all()
+            assert np.abs(found[0] - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+@pytest.mark.skipif(not NATIVE, reason="the extension is not built")
+@pytest.mark.parametrize("name", ["parallel", "fan-flat", "fan-curved", "cone"])
+def test_rays_that_are_longer_than_the_detector_are_smeared_alike(name: str) -> None:
+    geometry, grid = replace(SMALL[name], bins=SMALL[name].bins // 2), a_grid()
+    views, rows, bins = geometry.shape
+    rays = np.random.default_rng(0).random((views, rows, bins + 10), np.float32)
+    expected = smeared(geometry, grid, rays, kernel=REFERENCE)
+    assert np.abs(smeared(geometry, grid, rays) - expected).max() <= 2e-6 * np.abs(expected).max()
+    assert not np.array_equal(expected, smeared(geometry, grid, rays[..., 5:-5], kernel=REFERENCE))

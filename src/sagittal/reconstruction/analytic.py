@@ -259,7 +259,7 @@ def smeared(
         geometry: The scanner.
         grid: The voxels.
         rays: Filtered rays, or their variances; shape (views, rows, bins). They may be longer than the
-            detector, by as much on either side.
+            detector, by as many bins on either side.
         both: The covariance of each bin with the next, which says that rays are variances.
         kernel: As for :class:`~sagittal.reconstruction.projectors.Projector`.
         threads: As there.

@@ -217,6 +217,7 @@ def minimise(
     squares = look(image)
     energy = squares / 2 + price * variation.value(image)
     push, momentum, steps = 0.0, 1.0, inner
+    measured = int(np.count_nonzero(weights))
     energies: list[float] = []
     stopped, travelled = "iterations", 0.0
     while len(energies) < iterations:
@@ -253,7 +254,7 @@ def minimise(
             report(f"{image.shape[0]} voxels wide, iteration {len(energies)}, energy {energy:.6g}")
         # Near the end, unless the steps still gather momentum, or the scan is still being explained
         # and not yet as well as its noise allows.
-        explained = squares <= rays.size or fell < 10 * tolerance * squares
+        explained = squares <= measured or fell < 10 * tolerance * squares
         if relative < tolerance and momentum > _MOMENTUM and explained:
             stopped = "converged"
             break
