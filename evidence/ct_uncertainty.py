@@ -4,10 +4,10 @@ Each case is scanned 50 times with other noise and reconstructed by every method
 often 1.96 standard deviations hold the truth, and (with the noise part alone) the mean of the 50 images, is
 counted in flat regions, at edges and at low contrast. The bootstrap is set beside it on one scan of the
 first case. Phantoms are scanned by analytic line integrals (synthetic); the slice is a head of pydicom's wheel
-(a real image), scanned in simulation from voxels six times finer. The constants of the method were chosen on ``smooth_regions``,
-``random_regions(3)`` and ``low_contrast_module``, which do not judge. That the steps towards a likeness are
-longer than 1 was tried after the methods without a prior had fallen short on this slice, and kept because it
-helped at the edges of those phantoms.
+(a real image), scanned in simulation from voxels six times finer. The constants of the method were chosen on
+``smooth_regions``, ``random_regions(3)`` and ``low_contrast_module``, which do not judge. That the steps
+towards a likeness are longer than 1 was tried after the methods without a prior had fallen short on this
+slice, and kept because it helped at the edges of those phantoms.
 
 Writes evidence/results/ct_uncertainty.json; ``--case`` and ``--method`` measure a part of it again. About 20
 minutes of one core for a case.
