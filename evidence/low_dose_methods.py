@@ -35,7 +35,7 @@ METHODS: Mapping[str, list[Options]] = {
     "sirt": crossed(iterations=ITERATIONS),
     "cgls": crossed(iterations=FEW),
     "tv": crossed(roughness=ROUGHNESS),
-    "edge-preserving-tv": crossed(roughness=ROUGH, delta=[60.0, 120.0]),
+    "edge-preserving-tv": crossed(roughness=ROUGHNESS, delta=[60.0]),
     "directional-tv": crossed(roughness=ROUGH, delta=[60.0, 120.0]),
     "tv, finer voxels": crossed(roughness=ROUGHNESS),
     "edge-preserving-tv, the paper's": crossed(roughness=ROUGH, delta=[60.0, 120.0]),

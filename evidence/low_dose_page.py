@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import ct_uncertainty_page
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -57,6 +58,7 @@ def page(path: Path = RESULT) -> str:
         "matched": matched,
         "settings": settings,
         "others": others,
+        "doubt": lambda _: ct_uncertainty_page.section(),
     }
     template = (HERE / "low-dose-ct.md.in").read_text(encoding="utf-8")
     wanted = re.findall(r"\{\{(.+?)\}\}", template)

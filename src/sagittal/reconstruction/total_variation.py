@@ -115,7 +115,7 @@ def edge_preserving_tv(
         grid: Where the voxels are to lie.
         roughness: As for :func:`tv`, in both stages.
         delta: Step between neighbouring voxels that counts as an edge, HU: at it the weight is 1/e of its way
-            down. 120 where neither it nor ``edge_share`` is given; infinity makes all weights 1, and 0 takes
+            down. 60 where neither it nor ``edge_share`` is given; infinity makes all weights 1, and 0 takes
             all of them away, ``edge_price`` too.
         edge_share: Instead, the share of voxels above which steps are edges; it must be at least the true
             share, or noise is kept as if it were edges.
@@ -433,7 +433,7 @@ def _one_threshold(delta: float | None, edge_share: float | None) -> float | Non
                 "the share is out of range", source="edge_share", value=edge_share, expected="0 to 1"
             )
         return None
-    found = 120.0 if delta is None else float(delta)
+    found = 60.0 if delta is None else float(delta)
     if math.isnan(found) or found < 0:
         raise InputError(
             "the threshold is out of range", source="delta", value=delta, expected="0 HU or more"

@@ -216,7 +216,8 @@ def leftover(scan: Scan, exact: NDArray[np.floating], grid: Geometry, mu_water: 
     known = np.isfinite(variance) & (variance < 1 / LEAST_COUNT)
     rays = np.where(known, scan.sinogram - exact, 0).astype(np.float32)
     try:
-        image = analytic(scan.replace(sinogram=rays), grid, cutoff=cutoff, mu_water=mu_water)
+        left = scan.replace(sinogram=rays)  # whose noise at the ends is no object that goes on
+        image = analytic(left, grid, cutoff=cutoff, truncation="none", mu_water=mu_water)
     except InputError:  # too little of a turn, or a helix
         return None
     noise = analytic(scan, grid, cutoff=cutoff, variance=True, mu_water=mu_water).variance
