@@ -52,7 +52,7 @@ def bring(
     *,
     kernel: str | None = None,
 ) -> tuple[Image, NDArray[np.uint8]]:
-    """Return an image on a grid, and which voxels it covers: p is ``index`` (p, 1) + ``turn`` displacement(p).
+    """Return an image on a grid, and which voxels it covers: ``index`` (p, 1) + ``turn`` displacement(p).
 
     Args:
         image: Shape (i, j, k).
