@@ -25,13 +25,10 @@ bool runs_here(const std::string& kernel);  // of those that projectors and regi
 }  // namespace sagittal
 
 // Call a function of the instruction set of this name.
+#if defined(SAGITTAL_X86)
 #define ON(name, ...)                            \
   ((name) == "avx512" ? avx512::__VA_ARGS__      \
    : (name) == "avx2" ? avx2::__VA_ARGS__ : generic::__VA_ARGS__)
-
-#if !defined(SAGITTAL_X86)
-namespace sagittal {
-namespace avx2 = generic;
-namespace avx512 = generic;
-}  // namespace sagittal
+#else
+#define ON(name, ...) ((void)(name), generic::__VA_ARGS__)
 #endif
