@@ -34,15 +34,13 @@ def error_deviation(error_mm: NDArray[Any], *, planar: bool = False) -> NDArray[
     """Return the standard deviation along each axis of errors whose expected length is given.
 
     Args:
-        error_mm: Expected distance between the found and the true place, mm, any shape.
+        error_mm: Root mean square distance between the found and the true place, mm, any shape.
         planar: In a plane, not in space.
 
     Returns:
-        The same shape, mm: normal errors, alike along each axis, have a mean length of sqrt(8 / pi) standard
-        deviations in space and of sqrt(pi / 2) in a plane.
+        The same shape, mm: of errors alike along each axis, the square root of a third, in a plane of half.
     """
-    mean_length = math.sqrt(math.pi / 2) if planar else math.sqrt(8 / math.pi)
-    found: NDArray[np.float64] = np.asarray(error_mm, dtype=np.float64) / mean_length
+    found: NDArray[np.float64] = np.asarray(error_mm, dtype=np.float64) / math.sqrt(2 if planar else 3)
     return found
 
 
@@ -54,8 +52,8 @@ def carried_probabilities(
     Args:
         atlas: With probabilities, shape (i, j, k, classes).
         field: From the grid wanted into the atlas's space.
-        error_mm: Expected distance between the found and the true place of each voxel of the field, mm,
-            shape of the field's grid; None takes the field for exact.
+        error_mm: Expected distance (root mean square) between the found and the true place of each voxel
+            of the field, mm, shape of the field's grid; None takes the field for exact.
 
     Returns:
         The most probable class of each voxel, numbered from 1 (0 where none of them is the most probable

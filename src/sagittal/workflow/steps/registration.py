@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ __all__ = ["DEFAULT_ATLAS", "RegisterToAtlas", "file_fields", "map_files", "to_a
 DEFAULT_ATLAS = "mni152-t1"
 _TEMPLATE_MAPS = {"gm": "mni152-gm", "wm": "mni152-wm"}
 _NAMES = {"csf": "cerebrospinal fluid", "gm": "grey matter", "wm": "white matter"}
+_TIED = math.sqrt(2) * 3.5  # voxels over which errors go together: what smooths an update, twice over
+_BEYOND = 1.96
 _FEW = 8  # classes that are findings one by one
 _INSIDE = 0.1  # of the brightest voxels: what belongs to the head
 _CARRIED = (
@@ -59,7 +62,8 @@ class RegisterToAtlas(Step):
         prefix: What the roles of the outputs begin with: ``-map.files`` (``to-atlas.nii`` from the image
             into the atlas, ``from-atlas.nii`` back; displacement fields in NIfTI), ``-registration``
             (the affine part, the checks, what the atlas is), ``-volume-change`` (logarithm of how many times
-            as large a place is as in the atlas), ``-labels`` where the atlas has any.
+            as large a place is as in the atlas, with its variance), ``-error`` (expected distance between the
+            found and the true place, mm), ``-labels`` where the atlas has any.
         atlas: The atlas's image: an asset's name or a file.
         maps: Files or assets with the probability of each class, on the atlas's grid.
         rest: Class that takes what the maps leave of the atlas's head; empty for none.
@@ -74,7 +78,8 @@ class RegisterToAtlas(Step):
     name: ClassVar[str] = "register-to-atlas"
     version: ClassVar[str] = "1"
     doubt: ClassVar[str] = (
-        "starts it: a map that fails its own checks carries nothing over, and says so in a finding"
+        "starts it: how far each point may be off blurs the labels that are carried over and is the variance "
+        "of the volume change; a map that fails its own checks carries nothing over"
     )
     packages: ClassVar[tuple[str, ...]] = ("torch", "scipy")
 
@@ -102,12 +107,14 @@ class RegisterToAtlas(Step):
             f"{self.prefix}-map.files": Kind.FILES,
             f"{self.prefix}-registration": Kind.JSON,
             f"{self.prefix}-volume-change": Kind.VOLUME,
+            f"{self.prefix}-error": Kind.VOLUME,
             **labels,
         }
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
         from sagittal.registration import register
         from sagittal.registration.carried import carried_probabilities, volume_change
+        from sagittal.registration.confidence import displacement_error
 
         image: Volume = inputs[self.role]
         atlas = self._read(self.atlas, context)
@@ -115,27 +122,33 @@ class RegisterToAtlas(Step):
         classes = self._classes(atlas, moving.geometry, context)
         context.report(f"registering {self.role} to {self._atlas_name}")
         found = register(moving, fixed, measure=self.measure, report=context.report)
+        error = displacement_error(moving, fixed, found, measure=self.measure)
         failed = list(found.problems)
         facts: dict[str, Any] = {"simulated": True} if _simulated(image) else {}
         facts |= {"failed": failed} if failed else {}
-        change = volume_change(found.field).replace(facts=facts)
-        said = self._said(found, atlas, change, context)
-        outputs = {
-            f"{self.prefix}-map.files": map_files(
-                {"to-atlas.nii": found.field, "from-atlas.nii": found.inverse}
-            ),
-            f"{self.prefix}-registration": said,
-            f"{self.prefix}-volume-change": change,
+        tied = _TIED * min(step for step, n in zip(fixed.geometry.spacing, fixed.shape, strict=True) if n > 1)
+        made = {
+            "volume-change": volume_change(found.field, error, correlation_mm=tied),
+            "error": Volume(error, fixed.geometry, unit="mm"),
         }
-        labels = None
         if classes is not None:
-            labels = carried_probabilities(classes, found.field).replace(facts=facts)
-            if failed:
-                nothing = np.zeros_like(labels.array), np.zeros_like(labels.probabilities)
-                labels = labels.replace(array=nothing[0], probabilities=nothing[1])
-            outputs[f"{self.prefix}-labels"] = labels
+            labels = carried_probabilities(classes, found.field, error)
+            made["labels"] = _nothing(labels) if failed else labels
+        made = {name: volume.replace(facts=facts) for name, volume in made.items()}
+        said = self._said(found, atlas, fixed.geometry, context)
         head = _head(moving, found.field)
-        return Result(outputs=outputs, findings=self._findings(image, change, labels, head, said))
+        if self.truth and image.facts.get("deformed") == atlas.content_hash:
+            truth = file_fields(inputs[f"{self.truth}.files"])["to-origin.nii"]
+            said["against_truth"] = _against(truth, found.field, made, head)
+        fields = {"to-atlas.nii": found.field, "from-atlas.nii": found.inverse}
+        return Result(
+            outputs={
+                f"{self.prefix}-map.files": map_files(fields),
+                f"{self.prefix}-registration": said,
+                **{f"{self.prefix}-{name}": volume for name, volume in made.items()},
+            },
+            findings=self._findings(image, made, head, said),
+        )
 
     @property
     def _atlas_name(self) -> str:
@@ -164,7 +177,7 @@ class RegisterToAtlas(Step):
             return None
         return class_shares(labels, maps, grid, rest=self.rest, within=atlas.array > 0)
 
-    def _said(self, found: Registration, atlas: Volume, change: Volume, context: Context) -> dict[str, Any]:
+    def _said(self, found: Registration, atlas: Volume, grid: Geometry, context: Context) -> dict[str, Any]:
         """The registration in numbers, for the page, DICOM and whoever asks the case."""
         return {
             "atlas": self._atlas_name,
@@ -175,15 +188,14 @@ class RegisterToAtlas(Step):
             "inverse_consistency_mm": found.inverse_consistency_mm,
             "similarity": [[level[0], min(level)] for level in found.energies],
             "problems": list(found.problems),
-            "spacing_mm": list(change.geometry.spacing),
+            "spacing_mm": list(grid.spacing),
             **found.field.summary(),
         }
 
     def _findings(
         self,
         image: Volume,
-        change: Volume,
-        labels: Volume | None,
+        made: Mapping[str, Volume],
         head: NDArray[np.bool_],
         said: Mapping[str, Any],
     ) -> list[FindingDraft]:
@@ -202,31 +214,38 @@ class RegisterToAtlas(Step):
                     details=details,
                 )
             ]
+        error, change = made["error"].array[head], made["volume-change"]
+        median, most = (float(q) for q in np.quantile(error, [0.5, 0.95]))
+        local = change.array[head].astype(np.float64) - said["overall"]
+        low, high = (float(np.exp(q)) for q in np.quantile(local, [0.05, 0.95]))
+        assert change.variance is not None, "the expected error makes a variance"
+        beyond = float(np.mean(np.abs(local) > _BEYOND * np.sqrt(change.variance[head])))
+        truth = said.get("against_truth")
         findings = [
             FindingDraft(
                 code=f"{code}.registration",
                 subject=title,
                 statement=f"The head{where} was registered to {said['atlas']} on voxels of {width:.1f} mm; "
-                f"overall it is {np.exp(said['overall']):.2f} times as large as the atlas.",
+                f"overall it is {np.exp(said['overall']):.2f} times as large as the atlas. A point is "
+                f"expected {median:.1f} mm off (median over the head; {most:.1f} mm or less in 95 % of it)"
+                f"{_error_said(truth)}.",
                 caution="The registration passed its own checks, which do not find every wrong one.",
-                details=details,
-            )
+                details={**details, "error_median_mm": median, "error_95_mm": most},
+            ),
+            FindingDraft(
+                code=f"{code}.volume-change",
+                subject=f"local volume{where} against the atlas",
+                statement=f"Local volume{where} against the atlas, overall size taken out: 90 % of the "
+                f"head's voxels are between {low:.2f} and {high:.2f} times as large; in {100 * beyond:.0f} % "
+                f"the difference is larger than {_BEYOND} of its standard deviations{_change_said(truth)}.",
+                caution="A difference from the atlas is no change over time and no disease: heads differ.",
+                details={"low": low, "high": high, "beyond": beyond},
+            ),
         ]
-        local = change.array[head].astype(np.float64) - said["overall"]
-        if local.size:
-            low, high = (float(np.exp(q)) for q in np.quantile(local, [0.05, 0.95]))
-            findings.append(
-                FindingDraft(
-                    code=f"{code}.volume-change",
-                    subject=f"local volume{where} against the atlas",
-                    statement=f"Local volume{where} against the atlas, overall size taken out: 90 % of the "
-                    f"head's voxels are between {low:.2f} and {high:.2f} times as large.",
-                    details={"low": low, "high": high},
-                )
-            )
-        return findings + self._labelled(labels, change, code, where)
+        return findings + self._labelled(made, code, where)
 
-    def _labelled(self, labels: Volume | None, change: Volume, code: str, where: str) -> list[FindingDraft]:
+    def _labelled(self, made: Mapping[str, Volume], code: str, where: str) -> list[FindingDraft]:
+        labels, change = made.get("labels"), made["volume-change"]
         if labels is None or labels.probabilities is None:
             return []
         if len(labels.classes) > _FEW:
@@ -249,21 +268,17 @@ class RegisterToAtlas(Step):
         code, where = told
         size = change.geometry.voxel_volume_ml
         value = size * float(probability.sum(dtype=np.float64))
-        measurement = None
-        if change.variance is not None:
-            far = NormalDist().inv_cdf(0.5 + self.level / 2) * np.sqrt(change.variance.astype(np.float64))
-            low, high = (size * float((probability * np.exp(sign * far)).sum()) for sign in (-1, 1))
-            measurement = Measurement(value=value, low=low, high=high, level=self.level, unit="ml")
-        amount = (
-            f"{value:.0f} ml" if measurement is None else f"{measurement.amount} ({measurement.interval})"
-        )
+        assert change.variance is not None, "the expected error makes a variance"
+        far = NormalDist().inv_cdf(0.5 + self.level / 2) * np.sqrt(change.variance.astype(np.float64))
+        low, high = (size * float((probability * np.exp(sign * far)).sum()) for sign in (-1, 1))
+        amount = Measurement(value=value, low=low, high=high, level=self.level, unit="ml")
         subject = f"{_NAMES.get(name, name)}{where}, by the atlas"
         return FindingDraft(
             code=f"{code}.label",
             subject=subject,
-            statement=f"{subject[0].upper()}{subject[1:]}: {amount}.",
-            measurement=measurement,
-            caution=f"{_CARRIED} {_INTERVAL if measurement else ''}".strip(),
+            statement=f"{subject[0].upper()}{subject[1:]}: {amount.amount} ({amount.interval}).",
+            measurement=amount,
+            caution=f"{_CARRIED} {_INTERVAL}",
             details={"label": name},
         )
 
@@ -332,6 +347,49 @@ def _head(atlas: Volume, found: DisplacementField) -> NDArray[np.bool_]:
     low, high = np.percentile(atlas.array, [0, 99.5])
     seen: NDArray[np.bool_] = found.warp(atlas).array > low + _INSIDE * (high - low)
     return seen
+
+
+def _nothing(labels: Volume) -> Volume:
+    """The same classes, none of which anything belongs to."""
+    assert labels.probabilities is not None, "labels are carried with probabilities"
+    return labels.replace(
+        array=np.zeros_like(labels.array), probabilities=np.zeros_like(labels.probabilities)
+    )
+
+
+def _against(
+    truth: DisplacementField,
+    found: DisplacementField,
+    made: Mapping[str, Volume],
+    head: NDArray[np.bool_],
+) -> dict[str, float]:
+    """Compare a registration and what it says of its doubt with the map that is known."""
+    wanted = truth.resample(found.geometry)
+    apart = np.linalg.norm(found.vectors.astype(np.float64) - wanted.vectors, axis=0)[head]
+    unmoved = wanted.magnitude[head]
+    change, error = made["volume-change"], made["error"].array[head].astype(np.float64)
+    assert change.variance is not None, "the expected error makes a variance"
+    wrong = np.abs(change.array.astype(np.float64) + wanted.log_jacobian().array)[head]
+    return {
+        "before_mm": float(np.median(unmoved)),
+        "median_mm": float(np.median(apart)),
+        "rms_mm": float(np.sqrt(np.mean(apart**2))),
+        "expected_rms_mm": float(np.sqrt(np.mean(error**2))),
+        "change_median": float(np.median(wrong)),
+        "change_held": float(np.mean(wrong <= _BEYOND * np.sqrt(change.variance[head]))),
+    }
+
+
+def _error_said(truth: Mapping[str, float] | None) -> str:
+    if truth is None:
+        return ""
+    return f"; by the known map it is {truth['median_mm']:.1f} mm off, and {truth['before_mm']:.1f} mm before"
+
+
+def _change_said(truth: Mapping[str, float] | None) -> str:
+    if truth is None:
+        return ""
+    return f"; so many hold the known difference in {100 * truth['change_held']:.0f} % of the head"
 
 
 def _simulated(image: Volume) -> bool:
