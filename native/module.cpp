@@ -17,6 +17,8 @@
 #include <string>
 #include <tuple>
 
+#include "bound.h"
+#include "morph_module.h"
 #include "pool.h"
 #include "problem.h"
 #include "projectors_module.h"
@@ -30,10 +32,6 @@ namespace nb = nanobind;
 using namespace sagittal;
 
 namespace {
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
 
 // ------------------------------------------------------------------------------------------ kernels
 
@@ -445,4 +443,5 @@ NB_MODULE(_native, m) {
   m.def("quantise", &quantise, nb::arg("kernel"), nb::arg("threads"), nb::arg("quantiser"), nb::arg("shape"), nb::arg("components"),
         nb::arg("strides"), nb::arg("planes"), nb::arg("gain").none());
   bind_projectors(m);
+  bind_morph(m);
 }

@@ -17,6 +17,7 @@
 #include <string>
 #include <utility>
 
+#include "bound.h"
 #include "pool.h"
 #include "projectors.h"
 #include "smear.h"
@@ -25,27 +26,6 @@
 namespace nb = nanobind;
 
 namespace sagittal {
-
-namespace {
-
-void require(bool holds, const char* what) {
-  if (!holds) throw std::invalid_argument(what);
-}
-
-template <typename T, std::size_t N>
-using Given = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-template <typename T, std::size_t N>
-using Written = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-
-// Call a function of the instruction set of this name.
-#define ON(name, ...)                            \
-  ((name) == "avx512" ? avx512::__VA_ARGS__      \
-   : (name) == "avx2" ? avx2::__VA_ARGS__ : generic::__VA_ARGS__)
-
-#if !defined(SAGITTAL_X86)
-namespace avx2 = generic;
-namespace avx512 = generic;
-#endif
 
 bool runs_here(const std::string& name) {
   if (name == "generic") return true;
@@ -57,7 +37,7 @@ bool runs_here(const std::string& name) {
   return false;
 }
 
-constexpr int64_t kLargest = int64_t(1) << 31;
+namespace {
 
 // One direction's rays: held with the arrays that it points to.
 template <typename T>
@@ -502,7 +482,7 @@ void bind_projectors(nb::module_& m) {
   bind_dual<float, int16_t>(m);
   bind_dual<float, float>(m);
   bind_dual<double, double>(m);
-  m.def("projector_kernels", [] {
+  m.def("vector_kernels", [] {
     nb::list names;
     for (const char* name : {"generic", "avx2", "avx512"})
       if (runs_here(name)) names.append(name);

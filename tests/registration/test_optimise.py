@@ -168,3 +168,38 @@ def test_what_speaks_against_a_result_is_said() -> None:
         energies=((0.5, 0.6),),
     )
     assert [problem.split()[-1] for problem in broken.problems] == ["fold", "mm", "alike"]
+
+
+def test_a_mask_keeps_a_lesion_from_pulling() -> None:
+    moving, fixed, wanted = known(GRID, 10)
+    index = np.stack(np.meshgrid(*map(np.arange, GRID.shape), indexing="ij"), -1)
+    away = np.linalg.norm(GRID.index_to_world(index) - [14, 6, 0], axis=-1)
+    sick = replace(fixed, array=np.where(away < 9, 20.0, fixed.array).astype(np.float32))
+    healthy = Volume((away >= 12).astype(np.uint8), GRID)
+    affine = affine_registration(moving, fixed)
+    ring = (away < 16) & (fixed.array > 60)
+    apart = []
+    for mask in (None, healthy):
+        found = register(moving, sick, affine=affine, fixed_mask=mask)
+        apart.append(DisplacementField(found.field.vectors - wanted.vectors, GRID).magnitude[ring].mean())
+    assert apart[1] < 0.8 * apart[0]
+
+
+def test_a_mask_of_everything_changes_little() -> None:
+    moving, fixed, _ = known(GRID, 10)
+    whole = Volume(np.ones(GRID.shape, np.uint8), GRID)
+    free = register(moving, fixed, affine=np.eye(4))
+    held = register(moving, fixed, affine=np.eye(4), fixed_mask=whole)
+    assert np.abs(free.field.vectors - held.field.vectors).max() < 0.05
+
+
+@pytest.mark.parametrize("which", ["moving_mask", "fixed_mask"])
+def test_a_mask_that_leaves_nothing_is_refused(which: Any) -> None:
+    image = textured(GRID)
+    affine = GRID.affine.copy()
+    affine[:3, 3] += 1000
+    elsewhere = Geometry(GRID.shape, affine)
+    with pytest.raises(InputError, match="leaves nothing"):
+        register(image, image, affine=np.eye(4), **{which: Volume(np.ones(GRID.shape, np.uint8), elsewhere)})
+    with pytest.raises(InputError, match="leaves nothing"):
+        register(image, image, affine=np.eye(4), **{which: Volume(np.zeros(GRID.shape, np.uint8), GRID)})

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from sagittal.core.errors import GeometryError, InputError
-from sagittal.core.native import load_extension, thread_count
+from sagittal.core.native import load_extension, thread_count, vector_kernels
 from sagittal.core.optional import optional_import
 from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry, subset
 from sagittal.reconstruction.segments import (
@@ -273,7 +273,7 @@ def back(
 
 def projector_kernels() -> tuple[str, ...]:
     """Return the kernels that run here, the fastest last: ``reference``, and those of the extension."""
-    return (REFERENCE, *(_native.projector_kernels() if _native else ()))
+    return (REFERENCE, *vector_kernels())
 
 
 def system_matrix(geometry: ScanGeometry, grid: Geometry) -> Any:

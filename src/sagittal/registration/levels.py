@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sagittal.core.errors import InputError
 from sagittal.registration.filters import gaussian
 from sagittal.volume import Geometry, Volume
-from sagittal.volume.field_maps import places, sample
+from sagittal.volume.field_maps import inside, nearest, places, sample
 
-__all__ = ["coarsened", "normalised", "on_grid"]
+__all__ = ["coarsened", "normalised", "on_grid", "weights"]
 
 _TAILS = (0.5, 99.5)  # percent of the voxels: what lies beyond is cut off
 _FEWEST = 4  # voxels along an axis that is not a single one
@@ -32,6 +32,27 @@ def normalised(volume: Volume, name: str) -> NDArray[np.float32]:
         raise InputError("the image is constant", source=name, value=float(low), expected="a contrast")
     scaled: NDArray[np.float32] = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
     return scaled
+
+
+def weights(mask: Volume | None, volume: Volume, name: str) -> NDArray[np.float32] | None:
+    """Return how much each voxel of an image counts, 0 or 1, from a mask on any grid; None for all.
+
+    Raises:
+        InputError: It leaves nothing of the image: it is empty, or lies elsewhere.
+    """
+    if mask is None:
+        return None
+    index = places(np.zeros((3, *volume.shape)), volume.geometry.affine, mask.geometry.affine)
+    counted = (nearest(mask.array, index) > 0) & inside(index, mask.shape)
+    if not counted.any():
+        raise InputError(
+            "the mask leaves nothing of the image",
+            source=name,
+            value=repr(mask.geometry),
+            expected="1 or more",
+        )
+    found: NDArray[np.float32] = counted.astype(np.float32)
+    return found
 
 
 def coarsened(geometry: Geometry, spacing_mm: float) -> Geometry:

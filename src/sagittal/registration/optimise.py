@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sagittal.core.errors import GeometryError, InputError
-from sagittal.core.optional import optional_import
 from sagittal.registration.affine import affine_registration
 from sagittal.registration.filters import gaussian
-from sagittal.registration.levels import coarsened, normalised, on_grid
+from sagittal.registration.levels import coarsened, normalised, on_grid, weights
+from sagittal.registration.motion import brought, exponential, overlap, pushed
 from sagittal.registration.similarity import Similarity, similarity
 from sagittal.registration.variational import Report, silent
 from sagittal.volume import DisplacementField, Geometry, Volume
-from sagittal.volume.field_calculus import Array, combine, gradient
-from sagittal.volume.field_maps import exponentiate, inside, places, sample
+from sagittal.volume.field_calculus import Array, combine
+from sagittal.volume.field_maps import inside, places
 
 __all__ = ["Registration", "register"]
 
@@ -87,6 +87,8 @@ def register(
     *,
     measure: str = "local-correlation",
     affine: ArrayLike | None = None,
+    moving_mask: Volume | None = None,
+    fixed_mask: Volume | None = None,
     finest_mm: float | None = None,
     iterations: Sequence[int] = (60, 40, 20),
     update_smoothing: float = 3.5,
@@ -100,6 +102,9 @@ def register(
         fixed: The image whose grid is kept.
         measure: "local-correlation", "mean-square", or "mutual-information" for different kinds of images.
         affine: The affine map from fixed to moving space, (4, 4) in RAS+ mm; by default it is looked for.
+        moving_mask: Where ``moving`` counts, 0 where it does not (a lesion that the other has not, another
+            object) and 1 or more where it does; on any grid. The affine map is looked for without masks.
+        fixed_mask: The same for ``fixed``.
         finest_mm: Voxel width of the last level; by default that of the fixed image.
         iterations: At most so many for each level, from the coarsest; each is twice as fine as the last.
         update_smoothing: Standard deviation, in voxels of the level, of what smooths each update.
@@ -110,12 +115,12 @@ def register(
         The map, its inverse, and how the similarity fell.
 
     Raises:
-        InputError: A constant image, an unknown measure, an affine that is not one, no level.
+        InputError: A constant image, an unknown measure, an affine that is not one, no level, a mask that
+            leaves nothing of its image.
         GeometryError: The images do not overlap under the affine map, one is a slice and the other is
             not, or two slices are not parallel.
         MissingDependencyError: torch or scipy is not installed.
     """
-    torch = optional_import("torch", "language")
     compare = similarity(measure)
     _require_one_dimension(fixed.geometry, moving.geometry)
     if not iterations or min(iterations) < 0:
@@ -135,18 +140,22 @@ def register(
             )
     _require_overlap(fixed.geometry, moving.geometry, matrix)
     images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
+    masks = weights(fixed_mask, fixed, "fixed mask"), weights(moving_mask, moving, "moving mask")
     finest = min(s for s, n in zip(fixed.geometry.spacing, fixed.shape, strict=True) if n > 1)
     finest = max(finest, finest_mm or 0.0)
     velocity, energies = DisplacementField.identity(fixed.geometry), []
     for number, most in enumerate(iterations):
         width = finest * 2 ** (len(iterations) - 1 - number)
         grids = coarsened(fixed.geometry, width), coarsened(moving.geometry, width)
-        pair = [
-            torch.from_numpy(on_grid(image, volume.geometry, grid))
-            for image, volume, grid in zip(images, (fixed, moving), grids, strict=True)
-        ]
+        pair, counts = (
+            [
+                None if image is None else on_grid(image, volume.geometry, grid)
+                for image, volume, grid in zip(those, (fixed, moving), grids, strict=True)
+            ]
+            for those in (images, masks)
+        )
         seen = Geometry(grids[1].shape, np.linalg.inv(matrix) @ grids[1].affine)  # moving, in fixed space
-        level = _Level(pair, (grids[0], seen), compare, (update_smoothing, field_smoothing), width)
+        level = _Level(pair, counts, (grids[0], seen), compare, (update_smoothing, field_smoothing), width)
         velocity, found = level.descended(velocity, most)
         energies.append(found)
         report(f"{width:g} mm: {found[0]:.4f} to {min(found):.4f} in {len(found) - 1} iterations")
@@ -171,58 +180,54 @@ def _require_one_dimension(fixed: Geometry, moving: Geometry) -> None:
 
 
 def _require_overlap(fixed: Geometry, moving: Geometry, matrix: NDArray[np.float64]) -> None:
-    seen = places(np.zeros((3, *fixed.shape), dtype=np.float32), matrix @ fixed.affine, moving.affine)
-    if not inside(seen, moving.shape).any():
+    if not overlap(fixed, moving, matrix):
         raise GeometryError(
             "the images do not overlap under the affine map", value=repr(moving), expected=f"near {fixed!r}"
         )
 
 
 class _Level:
-    """Two images at one resolution, both in the space of the fixed one."""
+    """Two images at one resolution, both in the space of the fixed one, and how much their voxels count."""
 
     def __init__(
         self,
         images: list[Array],
+        masks: list[Array | None],
         grids: tuple[Geometry, Geometry],
         compare: Similarity,
         smoothing: tuple[float, float],
         width: float,
     ) -> None:
-        self.images, self.grids, self.compare, self.width = images, grids, compare, width
+        self.images, self.masks, self.grids, self.compare, self.width = images, masks, grids, compare, width
         many = int(np.prod(grids[0].shape)) > _MANY
         self.coarse = coarsened(grids[0], 2 * width) if many else grids[0]
         self.update = [smoothing[0] * width / step for step in self.coarse.spacing]
         self.elastic = [smoothing[1] * width / step for step in self.coarse.spacing]
 
-    def resized(self, vectors: Array, grid: Geometry, mode: str) -> Array:
-        """Return vectors on the finer or the coarser of the two grids, which cover the same box."""
-        if self.coarse is self.grids[0]:
-            return vectors
-        functional = optional_import("torch.nn.functional", "language")
-        corners = {"align_corners": False} if mode == "trilinear" else {}
-        return functional.interpolate(vectors[None], size=grid.shape, mode=mode, **corners)[0]
-
-    def halves(self, velocity: Array) -> tuple[Array, Array, Array]:
-        """Return both images, brought half the way, and which voxels lie in both."""
-        found, seen = [], []
-        for image, grid, sign in zip(self.images, self.grids, (-0.5, 0.5), strict=True):
-            moved = exponentiate(sign * velocity, self.coarse.affine)
-            moved = self.resized(moved, self.grids[0], "trilinear")
-            index = places(moved, self.grids[0].affine, grid.affine)
-            found.append(sample(image, index))
-            seen.append(inside(index, grid.shape))
-        return found[0], found[1], seen[0] & seen[1]
+    def halves(self, velocity: Array) -> tuple[list[Array], Array, Array | None]:
+        """Return both images, brought half the way, which voxels lie in both, and how much those count."""
+        found, seen, counted = [], [], []
+        parts = zip(self.images, self.masks, self.grids, (-0.5, 0.5), strict=True)
+        for image, mask, grid, share in parts:
+            moved = exponential(np.float32(share) * velocity, self.coarse)
+            brings = [
+                brought(each, grid, moved, self.coarse, self.grids[0])
+                for each in (image, mask)
+                if each is not None
+            ]
+            found.append(brings[0][0])
+            seen.append(brings[0][1])
+            counted += [weight for weight, _ in brings[1:]]
+        return found, seen[0] & seen[1], np.prod(counted, axis=0) if counted else None
 
     def descended(self, start: DisplacementField, most: int) -> tuple[DisplacementField, tuple[float, ...]]:
         """Return the velocity with the lowest energy of at most so many steps, and the energies."""
-        torch = optional_import("torch", "language")
-        velocity = torch.from_numpy(start.resample(self.coarse).vectors.astype(np.float32))
+        velocity = start.resample(self.coarse).vectors.astype(np.float32)
         best, far = velocity, _STEP * self.width
         energies: list[float] = []
         for _ in range(most + 1):
-            a, b, seen = self.halves(velocity)
-            value, by_a, by_b = self.compare(a, b)
+            (a, b), seen, counted = self.halves(velocity)
+            value, by_a, by_b = self.compare(a, b, counted)
             if energies and value > min(energies):
                 far *= _SHRINK
             elif not energies or value < min(energies):
@@ -230,15 +235,14 @@ class _Level:
             energies.append(value)
             if far < _SMALLEST_STEP * _STEP * self.width or _flat(energies):
                 break
-            slopes = zip(gradient(a, self.grids[0].affine), gradient(b, self.grids[0].affine), strict=True)
-            force = torch.stack([by_b * second - by_a * first for first, second in slopes]) * seen
-            force = self.resized(force, self.coarse, "area")  # the mean over each coarse voxel
+            force = pushed(a, b, by_a, by_b, seen, self.grids[0], self.coarse).astype(np.float32)
             force = gaussian(force, self.update, outside_zero=True)
             longest = float((force * force).sum(0).max()) ** 0.5
             if longest == 0:
                 break
-            velocity = gaussian(velocity - force * (far / longest), self.elastic, outside_zero=True)
-        return DisplacementField(best.numpy(), self.coarse), tuple(energies)
+            velocity = velocity - force * np.float32(far / longest)
+            velocity = gaussian(velocity, self.elastic, outside_zero=True)
+        return DisplacementField(best, self.coarse), tuple(energies)
 
 
 def _flat(energies: list[float]) -> bool:
@@ -255,9 +259,8 @@ def _result(
     moving: Geometry,
     energies: tuple[tuple[float, ...], ...],
 ) -> Registration:
-    torch = optional_import("torch", "language")
-    whole = torch.from_numpy(velocity.resample(fixed).vectors.astype(np.float32))
-    there, back = (exponentiate(sign * whole, fixed.affine).numpy() for sign in (1, -1))
+    whole = velocity.resample(fixed).vectors.astype(np.float32)
+    there, back = (exponential(np.float32(sign) * whole, fixed) for sign in (1, -1))
     linear = DisplacementField.from_affine(matrix, fixed).vectors
     turned = np.stack([combine(row, list(there.astype(np.float64))) for row in matrix[:3, :3]])
     field = DisplacementField((linear + turned).astype(np.float32), fixed)

@@ -28,6 +28,10 @@ def register(
     measure: Annotated[
         str, typer.Option(help="local-correlation, mean-square or mutual-information.")
     ] = "local-correlation",
+    moving_mask: Annotated[
+        Path | None, typer.Option(help="Where the moving image counts: 1, and 0 elsewhere.")
+    ] = None,
+    fixed_mask: Annotated[Path | None, typer.Option(help="Where the fixed image counts.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Labels of the moving image, to carry over.")] = None,
     finest: Annotated[float | None, typer.Option(help="Voxel width of the last level, mm.")] = None,
     json_file: Annotated[
@@ -45,11 +49,15 @@ def register(
         )
     started, cpu = time.perf_counter(), time.process_time()
     images = read_volume(moving), read_volume(fixed)
-    carried = None if labels is None else read_volume(labels)
+    carried, *masks = (
+        None if path is None else read_volume(path) for path in (labels, moving_mask, fixed_mask)
+    )
     with status(quiet=json_file == "-") as report:
         found = registered(
             *images,
             measure=measure,
+            moving_mask=masks[0],
+            fixed_mask=masks[1],
             finest_mm=finest,
             iterations=(0,) if method == "affine" else (60, 40, 20),
             report=report,
