@@ -150,12 +150,14 @@ def test_frames_of_reference_say_whose_space_is_whose(
         assert dataset.FrameOfReferenceUID == received.FrameOfReferenceUID
         assert (dataset.StudyInstanceUID, dataset.PatientID) == ("1.2.3.4", "4711")
         assert dataset.Modality == "REG"
-        (series,) = dataset.ReferencedSeriesSequence
-        assert series.SeriesInstanceUID == received.SeriesInstanceUID
-        assert len(series.ReferencedInstanceSequence) == len(list((made[0] / "received").iterdir()))
     (item,) = objects["deformable"].DeformableRegistrationSequence
     assert item.SourceFrameOfReferenceUID == atlas != received.FrameOfReferenceUID
+    (series,) = objects["affine"].ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == received.SeriesInstanceUID
     own, other = objects["affine"].RegistrationSequence
+    cited = {one.ReferencedSOPInstanceUID for one in own.ReferencedImageSequence}
+    assert cited == {one.ReferencedSOPInstanceUID for one in series.ReferencedInstanceSequence}
+    assert len(cited) == len(list((made[0] / "received").iterdir()))
     assert (own.FrameOfReferenceUID, other.FrameOfReferenceUID) == (received.FrameOfReferenceUID, atlas)
     assert objects["deformable"].SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.3"
     assert objects["affine"].SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.1"

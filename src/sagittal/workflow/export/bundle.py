@@ -91,7 +91,9 @@ def _fill(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[st
     files |= _dicom_files(store, case, folder / "dicom", report)
     report("drawing the page")
     reading = _value(store, case, "reading")
-    files["page"] = write_page(case, draft, volumes, reading, folder / "report.html")
+    said = {prefix: _value(store, case, f"{prefix}-registration") for prefix in ("atlas", "simulated-atlas")}
+    registrations = {prefix: found for prefix, found in said.items() if found is not None}
+    files["page"] = write_page(case, draft, volumes, reading, registrations, folder / "report.html")
     return files
 
 

@@ -86,6 +86,10 @@ def write_registrations(
     for number, (kind, (sop_class, title)) in enumerate(objects.items(), start=1):
         dataset = _object(source, sop_class, f"{seed} {kind}", 120 + number, title, when)
         if kind == "affine":
+            series = pydicom.Dataset()
+            series.SeriesInstanceUID = source[0].SeriesInstanceUID
+            series.ReferencedInstanceSequence = [_reference(image) for image in source]
+            dataset.ReferencedSeriesSequence = [series]
             dataset.RegistrationSequence = [
                 _matrix(np.eye(4), str(source[0].FrameOfReferenceUID), "the images themselves", source),
                 _matrix(np.linalg.inv(affine), atlas, comment, ()),
@@ -130,15 +134,12 @@ def _object(
         dataset.copy_patient_and_study_information(first)
     except (ValueError, AttributeError, KeyError, TypeError) as error:  # highdicom's, for odd images
         raise InputError(f"a registration cannot refer to these images ({error})", source=title) from error
+    dataset.Laterality = None  # empty: what was examined is no paired part, which a validator cannot tell
     dataset.FrameOfReferenceUID = first.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = first.get("PositionReferenceIndicator", "")
     dataset.ContentLabel = "REGISTRATION"
     dataset.ContentDescription = title
     dataset.ContentCreatorName = None
-    series = pydicom.Dataset()
-    series.SeriesInstanceUID = first.SeriesInstanceUID
-    series.ReferencedInstanceSequence = [_reference(image) for image in source]
-    dataset.ReferencedSeriesSequence = [series]
     dated(dataset, when)
     return dataset
 

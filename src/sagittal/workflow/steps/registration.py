@@ -95,6 +95,11 @@ class RegisterToAtlas(Step):
     level: float = 0.9
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the assets and files that it needs besides the case's own."""
+        return (self.atlas, *self.maps.values(), *([self.labels] if self.labels else []))
+
+    @property
     def reads(self) -> Mapping[str, Kind]:
         truth = {f"{self.truth}.files": Kind.FILES} if self.truth else {}
         return {self.role: Kind.VOLUME, **truth}

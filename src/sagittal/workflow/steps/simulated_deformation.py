@@ -51,9 +51,14 @@ class SimulateDeformation(Step):
 
     @property
     def writes(self) -> Mapping[str, Kind]:
-        return {"t1-deformed": Kind.VOLUME, "t1-deformed-map.files": Kind.FILES}
+        return {
+            "t1-deformed": Kind.VOLUME,
+            "t1-deformed-volume-change": Kind.VOLUME,
+            "t1-deformed-map.files": Kind.FILES,
+        }
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
+        from sagittal.registration.carried import volume_change
         from sagittal.registration.levels import coarsened, on_grid
 
         context.report("deforming the head in simulation")
@@ -86,7 +91,11 @@ class SimulateDeformation(Step):
             details={"growth": self.growth, "radius_mm": self.radius_mm, "noise": self.noise},
         )
         return Result(
-            outputs={"t1-deformed": deformed, "t1-deformed-map.files": map_files({"to-origin.nii": moved})},
+            outputs={
+                "t1-deformed": deformed,
+                "t1-deformed-volume-change": volume_change(moved).replace(facts={"simulated": True}),
+                "t1-deformed-map.files": map_files({"to-origin.nii": moved}),
+            },
             findings=[finding],
         )
 
