@@ -38,7 +38,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 _DOUBT = (255, 64, 129)
 _SMALLER, _LARGER = (64, 156, 255), (255, 140, 32)
-_BEYOND = 1.96  # standard deviations from which on a difference has its full colour
+_BEYOND = 1.96  # standard deviations from which on a difference has its full colour; at one it has none
 _FURTHER = ((232, 106, 240), (160, 214, 72), (255, 112, 92), (120, 140, 255))
 _CT_WINDOW = (-160.0, 240.0)
 _LARGEST_PICTURE = 4096
@@ -162,7 +162,8 @@ def change_pictures(
     """Return the axial slice in which local volume differs most, and over it the differences, and the doubt.
 
     The patient's right is on the left of the pictures, anterior is up. Blue is smaller than in the atlas,
-    orange larger; a difference fades that is within 1.96 of its standard deviations.
+    orange larger; a difference of 1.96 of its standard deviations has its full colour, and one of a single
+    standard deviation none.
 
     Args:
         image: What was registered.
@@ -196,7 +197,7 @@ def change_pictures(
     most = max(float(np.quantile(np.sqrt(turned.variance[head]), 0.99)), 1e-3)
     grey = np.clip((shown.array[cut].astype(np.float64) - low) / max(high - low, 1e-9), 0, 1)
     base = (grey * 255).round().astype(np.uint8)
-    sure = np.clip(np.abs(local[cut]) / np.maximum(_BEYOND * sd, 1e-9), 0, 1)
+    sure = np.clip((np.abs(local[cut]) / np.maximum(sd, 1e-9) - 1) / (_BEYOND - 1), 0, 1)
     images = {
         "image": _grey(grey),
         "change": _layered(base, _change_colours(local[cut], strongest, sure * head[cut])),
@@ -208,7 +209,9 @@ def change_pictures(
     if labels is not None and labels.probabilities is not None:
         probabilities = reorient(labels, "LPS").probabilities
         assert probabilities is not None, "turning keeps the probabilities"
-        colours = _class_colours(probabilities[cut].astype(np.float64), labels.classes)
+        shares = probabilities[cut].astype(np.float64)
+        colours = _class_colours(shares, labels.classes)
+        colours[..., 3] = (colours[..., 3] * np.clip(shares.sum(axis=-1), 0, 1) * head[cut]).round()
         images["labels"] = _layered(base, colours)
     spacing = turned.geometry.spacing
     return SlicePictures(

@@ -41,8 +41,8 @@ class SimulateDeformation(Step):
 
     spacing_mm: float = 3.0
     shift_mm: float = 6.0
-    radius_mm: float = 14.0
-    growth: float = 1.6
+    radius_mm: float = 20.0
+    growth: float = 2.0
     noise: float = 0.02
 
     @property
