@@ -28,7 +28,7 @@ from sagittal.workflow.export.dicom_reg import atlas_frame_of_reference, write_r
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps import DraftReport, ReadImage
-from sagittal.workflow.steps.registration import to_atlas
+from sagittal.workflow.steps.registration import image_hash, to_atlas
 
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
@@ -144,8 +144,7 @@ def test_frames_of_reference_say_whose_space_is_whose(
     made: tuple[Path, Runner, str], objects: dict[str, pydicom.Dataset]
 ) -> None:
     received = pydicom.dcmread(next(iter((made[0] / "received").iterdir())))
-    content = read_nifti(made[0] / "atlas.nii.gz").content_hash
-    atlas = atlas_frame_of_reference(content)
+    atlas = atlas_frame_of_reference(image_hash(read_nifti(made[0] / "atlas.nii.gz")))
     for dataset in objects.values():
         assert dataset.FrameOfReferenceUID == received.FrameOfReferenceUID
         assert (dataset.StudyInstanceUID, dataset.PatientID) == ("1.2.3.4", "4711")

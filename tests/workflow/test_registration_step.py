@@ -15,6 +15,7 @@ from sagittal.case.store import CaseStore
 from sagittal.core.errors import AssetError, FormatError, GeometryError, InputError
 from sagittal.volume import Volume, write_nifti
 from sagittal.workflow import artifacts
+from sagittal.workflow.export import export_case
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.replay import replay
 from sagittal.workflow.runner import Runner
@@ -159,6 +160,49 @@ def test_a_failed_registration_is_said_and_carries_nothing(
     assert not labels.array.any()
     assert not labels.probabilities.any()
     assert labels.facts["failed"] == change.facts["failed"] == ["12 voxels fold"]
+
+
+def abdomen() -> Volume:
+    """Three pipes in a box of fat, and no head; CT numbers."""
+    grid = upright(5.0)
+    index = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in grid.shape], indexing="ij"))
+    body = np.where((np.abs(index[0]) < 0.95) & (np.abs(index[1]) < 0.5), 40.0, -1000.0)
+    for x, y, r, hu in ((0.5, 0.2, 0.2, 130.0), (-0.5, 0.1, 0.3, 60.0), (0.0, -0.35, 0.15, 700.0)):
+        body[(np.hypot(index[0] - x - 0.2 * index[2], index[1] - y) < r) & (index[2] * y < 0.1)] = hu
+    return Volume(body.astype(np.float32), grid, unit="HU")
+
+
+def test_another_anatomy_is_flagged_and_carries_nothing(
+    runner: Runner, step: RegisterToAtlas, tmp_path: Path
+) -> None:
+    case_id = begun(runner, abdomen(), tmp_path)
+    runner.run(case_id, step)
+    runner.run(case_id, DraftReport(model=""))
+    (finding,) = runner.store.case(case_id).standing("atlas.")
+    assert finding.content.code == "atlas.failed"
+    labels = value(runner, case_id, "atlas-labels")
+    assert isinstance(labels, Volume)
+    assert not labels.array.any()
+    exported = export_case(runner.store, case_id, tmp_path / "out")
+    page = exported.report.read_text()
+    assert "failed its own checks" in page
+    assert "Nothing was carried over" in page
+    assert not list(exported.folder.rglob("t1-registration"))
+    assert not list(exported.folder.rglob("to-atlas*"))
+
+
+def test_an_image_that_nothing_of_can_be_matched_is_refused_in_words(
+    runner: Runner, step: RegisterToAtlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sagittal.registration
+
+    def runs_away(*_: object, **__: object) -> None:
+        raise GeometryError("the affine is singular")
+
+    monkeypatch.setattr(sagittal.registration, "register", runs_away)
+    case_id = begun(runner, head(oblique(6.0)), tmp_path)
+    with pytest.raises(InputError, match="could be brought to the atlas.*what the atlas shows"):
+        runner.run(case_id, step)
 
 
 def test_a_case_without_a_head_is_refused(runner: Runner, step: RegisterToAtlas) -> None:

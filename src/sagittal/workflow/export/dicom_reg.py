@@ -37,13 +37,13 @@ _LPS = np.array([-1.0, -1.0, 1.0])
 _PERPENDICULAR = 1e-4
 
 
-def atlas_frame_of_reference(content_hash: str) -> str:
+def atlas_frame_of_reference(image_hash: str) -> str:
     """Return the frame of reference UID of an atlas: the same for every case that is registered to it.
 
     Args:
-        content_hash: :attr:`sagittal.volume.Volume.content_hash` of its image.
+        image_hash: :func:`sagittal.workflow.steps.registration.image_hash` of its image.
     """
-    return str(generate_uid(entropy_srcs=["atlas", content_hash]))
+    return str(generate_uid(entropy_srcs=["atlas", image_hash]))
 
 
 def write_registrations(

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from sagittal.case.record import FindingDraft
 from sagittal.core import assets
-from sagittal.core.errors import InputError
+from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.files import sha256_file, storage_errors
-from sagittal.core.provenance import Measurement
+from sagittal.core.provenance import Measurement, hash_array, hash_json
 from sagittal.volume import (
     DisplacementField,
     Geometry,
@@ -32,7 +32,7 @@ from sagittal.workflow.step import Context, Result, Step
 if TYPE_CHECKING:
     from sagittal.registration import Registration
 
-__all__ = ["DEFAULT_ATLAS", "RegisterToAtlas", "file_fields", "map_files", "to_atlas"]
+__all__ = ["DEFAULT_ATLAS", "RegisterToAtlas", "file_fields", "image_hash", "map_files", "to_atlas"]
 
 DEFAULT_ATLAS = "mni152-t1"
 _TEMPLATE_MAPS = {"gm": "mni152-gm", "wm": "mni152-wm"}
@@ -116,7 +116,6 @@ class RegisterToAtlas(Step):
         }
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
-        from sagittal.registration import register
         from sagittal.registration.carried import carried_probabilities, volume_change
         from sagittal.registration.confidence import displacement_error
 
@@ -125,7 +124,7 @@ class RegisterToAtlas(Step):
         fixed, moving = _coarse(image, self.spacing_mm), _coarse(atlas, self.spacing_mm)
         classes = self._classes(atlas, moving.geometry, context)
         context.report(f"registering {self.role} to {self._atlas_name}")
-        found = register(moving, fixed, measure=self.measure, report=context.report)
+        found = self._registered(moving, fixed, context)
         error = displacement_error(moving, fixed, found, measure=self.measure)
         failed = list(found.problems)
         facts: dict[str, Any] = {"simulated": True} if _simulated(image) else {}
@@ -141,7 +140,7 @@ class RegisterToAtlas(Step):
         made = {name: volume.replace(facts=facts) for name, volume in made.items()}
         said = self._said(found, atlas, fixed.geometry, context)
         head = _head(moving, found.field)
-        if self.truth and image.facts.get("deformed") == atlas.content_hash:
+        if self.truth and image.facts.get("deformed") == image_hash(atlas):
             truth = file_fields(inputs[f"{self.truth}.files"])["to-origin.nii"]
             said["against_truth"] = _against(truth, found.field, made, head)
         fields = {"to-atlas.nii": found.field, "from-atlas.nii": found.inverse}
@@ -153,6 +152,20 @@ class RegisterToAtlas(Step):
             },
             findings=self._findings(image, made, head, said),
         )
+
+    def _registered(self, moving: Volume, fixed: Volume, context: Context) -> Registration:
+        from sagittal.registration import register
+
+        try:
+            return register(moving, fixed, measure=self.measure, report=context.report)
+        except GeometryError as error:
+            if fixed.shape.count(1) != moving.shape.count(1):
+                raise
+            raise InputError(
+                f"nothing in the image could be brought to the atlas ({error.problem})",
+                source=self.role,
+                expected="an image of what the atlas shows",
+            ) from error
 
     @property
     def _atlas_name(self) -> str:
@@ -185,7 +198,7 @@ class RegisterToAtlas(Step):
         """The registration in numbers, for the page, DICOM and whoever asks the case."""
         return {
             "atlas": self._atlas_name,
-            "atlas_image": atlas.content_hash,
+            "atlas_image": image_hash(atlas),
             "files": dict(context.models),
             "affine": found.affine.tolist(),
             "overall": -float(np.linalg.slogdet(found.affine[:3, :3])[1]),
@@ -317,6 +330,11 @@ def to_atlas(atlas: str = DEFAULT_ATLAS, labels: str = "") -> RegisterToAtlas:
         labels=labels,
         sha256=pins,
     )
+
+
+def image_hash(image: Volume) -> str:
+    """Return the sha256 of voxels and grid: a file gives it with and without what says its unit."""
+    return hash_json({"array": hash_array(image.array), "geometry": image.geometry.to_json()})
 
 
 def map_files(fields: Mapping[str, DisplacementField]) -> SourceFiles:

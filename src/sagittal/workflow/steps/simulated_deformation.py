@@ -14,7 +14,7 @@ from sagittal.core.randomness import generator
 from sagittal.volume import DisplacementField, Geometry, Volume
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.step import Context, Result, Step
-from sagittal.workflow.steps.registration import map_files
+from sagittal.workflow.steps.registration import image_hash, map_files
 
 __all__ = ["SimulateDeformation"]
 
@@ -76,7 +76,7 @@ class SimulateDeformation(Step):
             np.where(head, np.maximum(noisy, 0), 0).astype(np.float32),
             grid,
             unit=image.unit,
-            facts={"simulated": True, "deformed": image.content_hash},
+            facts={"simulated": True, "deformed": image_hash(image)},
         )
         far = moved.magnitude[head]
         width = max(grid.spacing)
