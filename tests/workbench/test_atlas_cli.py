@@ -81,6 +81,7 @@ def test_a_run_registers_its_head_and_writes_the_map(folder: Path, tmp_path: Pat
     page = (tmp_path / "out" / "report.html").read_text()
     section = page[page.index('aria-labelledby="atlas"') :]
     assert "Labels of the atlas" in section
+    assert "label 3</span>" in section
     assert "no change over time and no disease" in section
 
 

@@ -17,6 +17,7 @@ from sagittal.workflow.export.graph import provenance_graph
 from sagittal.workflow.export.pictures import (
     COLOURS,
     change_pictures,
+    class_colour,
     ct_plane,
     low_dose_pictures,
     orthogonal_planes,
@@ -33,6 +34,7 @@ SHOWN = (
 """Roles of the volumes that the page has pictures of."""
 
 _METHODS = {"fbp": "FBP", "edge-preserving-tv": "edge-preserving TV", "tv": "TV"}
+_NAMED = 8  # classes of an atlas whose colours are explained
 _TISSUE = {"csf": "Cerebrospinal fluid", "gm": "Grey matter", "wm": "White matter"}
 
 
@@ -122,7 +124,7 @@ def _against_atlas(
 ) -> dict[str, Any]:
     """Return what was registered to an atlas, its volume change and how sure that is, or why it failed."""
     simulated = prefix == "simulated-atlas"
-    shown: dict[str, Any] = {"id": prefix, "simulated": simulated, "said": said, "panels": []}
+    shown: dict[str, Any] = {"id": prefix, "simulated": simulated, "said": said, "panels": [], "classes": []}
     image = volumes["t1-deformed" if simulated else "t1"]
     change, labels = volumes[f"{prefix}-volume-change"], volumes.get(f"{prefix}-labels")
     if said["problems"] or image is None or change is None or change.variance is None:
@@ -139,6 +141,11 @@ def _against_atlas(
     }
     if known is not None:
         del captions["labels"]
+    elif labels is not None and len(labels.classes) <= _NAMED:
+        shown["classes"] = [
+            (_TISSUE.get(name, name).lower(), f"rgb{class_colour(labels.classes, index)}")
+            for index, name in enumerate(labels.classes)
+        ]
     shown["panels"] = [
         {"image": pictures.images[name], "title": title, "said": words}
         for name, (title, words) in captions.items()

@@ -21,6 +21,7 @@ __all__ = [
     "Plane",
     "SlicePictures",
     "change_pictures",
+    "class_colour",
     "ct_plane",
     "low_dose_pictures",
     "orthogonal_planes",
@@ -311,9 +312,13 @@ def _plane(
     )
 
 
+def class_colour(classes: Sequence[str], index: int) -> tuple[int, int, int]:
+    """Return the colour that a class is drawn in."""
+    return COLOURS.get(classes[index], _FURTHER[index % len(_FURTHER)])
+
+
 def _class_colours(probabilities: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.uint8]:
-    further = [_FURTHER[place % len(_FURTHER)] for place in range(len(classes))]
-    colours = np.array([COLOURS.get(name, further[place]) for place, name in enumerate(classes)], np.float64)
+    colours = np.array([class_colour(classes, index) for index in range(len(classes))], np.float64)
     best = probabilities.argmax(axis=-1)
     chance = 1 / len(classes) if len(classes) > 1 else 0.0
     sure = np.clip((probabilities.max(axis=-1) - chance) / (1 - chance), 0, 1)
