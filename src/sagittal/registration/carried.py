@@ -27,7 +27,7 @@ __all__ = ["carried_probabilities", "class_shares", "error_deviation", "volume_c
 
 _STEP = 0.5  # of a voxel: the narrowest Gaussian
 _LADDER = math.sqrt(2.0)  # each one wider by this
-_LARGEST = 0.25  # of the atlas's extent: an error beyond says no more than that nothing is known
+_LARGEST = 0.1  # of the atlas's extent: an error beyond says no more than that nothing is known
 
 
 def error_deviation(error_mm: NDArray[Any], *, planar: bool = False) -> NDArray[np.float64]:

@@ -122,7 +122,7 @@ class RegisterToAtlas(Step):
         image: Volume = inputs[self.role]
         atlas = self._read(self.atlas, context)
         fixed, moving = _coarse(image, self.spacing_mm), _coarse(atlas, self.spacing_mm)
-        classes = self._classes(atlas, moving.geometry, context)
+        classes = self._classes(atlas, context)
         context.report(f"registering {self.role} to {self._atlas_name}")
         found = self._registered(moving, fixed, context)
         error = displacement_error(moving, fixed, found, measure=self.measure)
@@ -183,8 +183,10 @@ class RegisterToAtlas(Step):
             )
         return read_volume(path)
 
-    def _classes(self, atlas: Volume, grid: Geometry, context: Context) -> Volume | None:
+    def _classes(self, atlas: Volume, context: Context) -> Volume | None:
+        """Return the atlas's classes at twice the resolution of the registration; many, at the same."""
         from sagittal.registration.carried import class_shares
+        from sagittal.registration.levels import coarsened
 
         maps = {name: self._read(file, context) for name, file in self.maps.items()}
         labels = self._read(self.labels, context) if self.labels else None
@@ -192,6 +194,8 @@ class RegisterToAtlas(Step):
             require_same_space(volume, atlas, 0.01, source=f"the atlas's {name}")
         if not maps and labels is None:
             return None
+        many = labels is not None and len(np.unique(labels.array)) > _FEW + 1
+        grid = coarsened(atlas.geometry, self.spacing_mm * (1.0 if many else 0.5))
         return class_shares(labels, maps, grid, rest=self.rest, within=atlas.array > 0)
 
     def _said(self, found: Registration, atlas: Volume, grid: Geometry, context: Context) -> dict[str, Any]:
