@@ -27,8 +27,10 @@ SECTIONS: Mapping[str, str] = {
     "record": "From the record",
     "image": "Images",
     "tissue": "Brain tissue volumes",
+    "atlas": "Against the atlas",
     "ct": "Head CT, one slice",
     "simulated-ct": "Simulation: the CT slice scanned at low dose",
+    "simulated-atlas": "Simulation: the head deformed and registered to the atlas",
 }
 """Prefix of a finding's code, to the section that its sentence stands in."""
 

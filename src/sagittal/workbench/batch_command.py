@@ -18,12 +18,20 @@ from sagittal.workbench.output import JsonOption, emit, speaks, table
 if TYPE_CHECKING:
     from sagittal.workflow.batch import BatchResult
     from sagittal.workflow.engines import Engine
+    from sagittal.workflow.steps import RegisterToAtlas
     from sagittal.workflow.worker import Setting
 
-__all__ = ["batch"]
+__all__ = ["AtlasLabelsOption", "AtlasOption", "batch", "chosen_atlas"]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
+
+AtlasOption = Annotated[
+    str, typer.Option(help="What T1 images are registered to: mni152-t1, or an image of yours.")
+]
+AtlasLabelsOption = Annotated[
+    Path | None, typer.Option(help="Labels on the grid of your atlas, to carry over.")
+]
 
 
 class EngineName(StrEnum):
@@ -39,7 +47,11 @@ def batch(
         Path, typer.Argument(metavar="DIR", help="Folder with a file or a folder for each case.")
     ],
     steps: Annotated[
-        str, typer.Option(help="Steps, with commas between: tissue, ct, simulated-ct, record, report.")
+        str,
+        typer.Option(
+            help="Steps, with commas between: tissue, atlas, ct, simulated-ct, simulated-atlas, record, "
+            "report."
+        ),
     ] = "tissue,ct,record,report",
     engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or Ray.")] = EngineName.LOCAL,
     workers: Annotated[
@@ -51,6 +63,8 @@ def batch(
     model: Annotated[
         str | None, typer.Option(help="Language model: an asset's name or a folder; 'none' for no model.")
     ] = None,
+    atlas: AtlasOption = "",
+    atlas_labels: AtlasLabelsOption = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the records; nothing is guessed.")] = "utf-8",
     label_by_name: Annotated[
         bool,
@@ -67,24 +81,33 @@ def batch(
     from sagittal.workflow.batch import Interrupted, batch_tasks, job_results, run_batch
     from sagittal.workflow.engines import processors
     from sagittal.workflow.folder import list_cases
-    from sagittal.workflow.models import DEFAULT_MODEL, model_folder
+    from sagittal.workflow.models import DEFAULT_MODEL, ModelShelf, model_folder
     from sagittal.workflow.pipeline import stages
+    from sagittal.workflow.steps import RegisterToAtlas
     from sagittal.workflow.worker import Setting
 
     names = stages([name.strip() for name in steps.split(",") if name.strip()])
+    registers = chosen_atlas(atlas, atlas_labels)
+    if registers and "atlas" not in names:
+        raise InputError("no step registers anything to an atlas", source="--atlas", expected="--steps atlas")
     name = "" if model == "none" else model or DEFAULT_MODEL
     location = resolve(store)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         with status(quiet=as_json) as report:
             listing = list_cases(folder, names, encoding=encoding, report=report)
-            tasks = batch_tasks(folder, listing, names, model=name, label_by_name=label_by_name)
+            tasks = batch_tasks(
+                folder, listing, names, model=name, atlas=registers, label_by_name=label_by_name
+            )
             with open_store(location, read_only=only_status) as cases:
                 if only_status:
                     result = job_results(cases, tasks, listing)
                 else:
                     if name and {"record", "report"} & set(names):
                         model_folder(name, offline=offline or None, report=report)  # once, not in each worker
+                    if "atlas" in names:
+                        for file in (registers or RegisterToAtlas()).files:
+                            ModelShelf(offline=offline or None).file(file, report=report)
                     setting = Setting(store=location, store_id=cases.id, offline=offline or None)
                     result = run_batch(
                         cases,
@@ -104,6 +127,19 @@ def batch(
     emit(asdict(result), as_json=as_json, text=lambda: _text(result))
     if result.failed:
         raise typer.Exit(1)
+
+
+def chosen_atlas(atlas: str, labels: Path | None) -> RegisterToAtlas | None:
+    """Return the step for what was given by ``--atlas`` and ``--atlas-labels``, None where nothing was.
+
+    Raises:
+        InputError: There is no such file, or labels of no atlas.
+    """
+    from sagittal.workflow.steps.registration import to_atlas
+
+    if not atlas and labels is not None:
+        raise InputError("labels belong to an atlas", source="--atlas-labels", expected="--atlas as well")
+    return to_atlas(atlas, "" if labels is None else str(labels)) if atlas else None
 
 
 def _engine(name: EngineName, setting: Setting, workers: int, ray_address: str) -> Engine:

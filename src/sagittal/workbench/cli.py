@@ -30,6 +30,7 @@ from sagittal.workbench.serve import serve
 
 if TYPE_CHECKING:
     from sagittal.workflow.pipeline import Sources
+    from sagittal.workflow.steps import RegisterToAtlas
 
 __all__ = ["app", "main"]
 
@@ -95,6 +96,8 @@ def run(
     record: Annotated[Path | None, typer.Option(help="Patient record, a text file.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the record; nothing is guessed.")] = "utf-8",
     model: ModelOption = None,
+    atlas: batch_command.AtlasOption = "",
+    atlas_labels: batch_command.AtlasLabelsOption = None,
     label: Annotated[str, typer.Option(help="What to call the case; should identify nobody.")] = "case",
     store: StoreOption = None,
     offline: OfflineOption = False,
@@ -109,8 +112,12 @@ def run(
         record=[record] if record else [],
         encoding=encoding,
     )
+    registers = batch_command.chosen_atlas(atlas, atlas_labels)
+    if registers and not sources.t1:
+        raise InputError("there is no head to register", source="--atlas", expected="an image with --t1")
+    names = [*USUAL_STAGES, *(["atlas"] if registers else [])]
     with status(quiet=as_json) as report:
-        summary = _run(sources, out, store, offline, label, model, report, USUAL_STAGES)
+        summary = _run(sources, out, store, offline, label, model, report, names, registers)
     _print(summary, as_json)
 
 
@@ -141,6 +148,7 @@ def _run(
     model: str | None,
     report: Report,
     stages: Sequence[str],
+    atlas: RegisterToAtlas | None = None,
 ) -> dict[str, Any]:
     from sagittal.case.location import open_store
     from sagittal.workflow.export import export_case, require_libraries
@@ -152,7 +160,7 @@ def _run(
     name = "" if model == "none" else model or DEFAULT_MODEL
     with open_store(store) as cases:
         runner = Runner(store=cases, shelf=ModelShelf(offline=_offline(offline)), report=report)
-        case_id = run_case(runner, sources, label=label, model=name, names=stages)
+        case_id = run_case(runner, sources, label=label, model=name, names=stages, atlas=atlas)
         exported = export_case(cases, case_id, out, report=report)
         return case_commands.summary(cases, case_id, exported.report)
 

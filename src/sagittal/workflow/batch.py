@@ -26,6 +26,7 @@ from sagittal.workflow.folder import Listing
 from sagittal.workflow.models import DEFAULT_MODEL
 from sagittal.workflow.pipeline import plan
 from sagittal.workflow.step import Step
+from sagittal.workflow.steps import RegisterToAtlas
 from sagittal.workflow.worker import Ending, Outcome, Task
 
 __all__ = ["BatchResult", "CaseResult", "Interrupted", "batch_tasks", "job_results", "run_batch"]
@@ -86,6 +87,7 @@ def batch_tasks(
     names: Sequence[str],
     *,
     model: str = DEFAULT_MODEL,
+    atlas: RegisterToAtlas | None = None,
     label_by_name: bool = False,
 ) -> list[Task]:
     """Return a task for each case of a folder.
@@ -95,11 +97,15 @@ def batch_tasks(
         listing: What it holds.
         names: Stages to run.
         model: Language model, as in :func:`~sagittal.workflow.pipeline.run_case`.
+        atlas: As in :func:`~sagittal.workflow.pipeline.run_case`.
         label_by_name: Call a case like its file or folder, where the names identify nobody; else by the
             batch and the key.
     """
-    planned = [(found, _described(plan(found.sources, names, model=model))) for found in listing.cases]
-    batch = hash_json([str(Path(folder).resolve()), list(names), model])[:12]
+    planned = [
+        (found, _described(plan(found.sources, names, model=model, atlas=atlas))) for found in listing.cases
+    ]
+    chosen = [atlas.parameters] if atlas is not None else []
+    batch = hash_json([str(Path(folder).resolve()), list(names), model, *chosen])[:12]
     tasks = []
     for found, steps in planned:
         key = job_key(found.inputs, steps)

@@ -1,4 +1,4 @@
-"""Language models by name: fetched, converted once, loaded once a process."""
+"""Language models and assets by name: fetched, converted once, models loaded once a process."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ class ModelShelf:
             report(f"loading the language model {name}")
             self._loaded[name] = load_language_model(folder)
         return self._loaded[name]
+
+    def file(self, name: str, *, report: Report = silent) -> Path:
+        """Return the file called ``name``: an asset, or a path."""
+        if name not in assets.REGISTRY:
+            return Path(name)
+        report(f"fetching {name}, once")
+        return assets.fetch(assets.REGISTRY[name], offline=self._offline)
 
 
 def model_folder(name: str, *, offline: bool | None = None, report: Report = silent) -> Path:

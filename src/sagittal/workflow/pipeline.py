@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagittal.core import assets
@@ -21,8 +21,10 @@ from sagittal.workflow.steps import (
     ReadImage,
     ReadRecord,
     ReconstructCT,
+    RegisterToAtlas,
     SegmentTissue,
     SimulateCTScan,
+    SimulateDeformation,
     TakeRecord,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "DEMO_STAGES",
     "STAGES",
     "USUAL_STAGES",
+    "Choices",
     "Sources",
     "Stage",
     "complete_case",
@@ -66,18 +69,35 @@ class Sources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a person chose for all cases.
+
+    Attributes:
+        model: Language model: an asset's name, a folder, or empty for none.
+        atlas: What a head is registered to, and how.
+    """
+
+    model: str = DEFAULT_MODEL
+    atlas: RegisterToAtlas = field(default_factory=RegisterToAtlas)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """What a person asks for by one word: the files it takes, and the steps that follow.
 
     Attributes:
         takes: Name of its files in :class:`Sources`; empty when it works on findings alone.
-        steps: Makes its steps, in order, from the sources and the name of the language model.
+        steps: Makes its steps, in order, from the sources and what was chosen.
         usual: Whether it runs on a case's files where nobody named stages.
     """
 
     takes: str
-    steps: Callable[[Sources, str], Sequence[Step]]
+    steps: Callable[[Sources, Choices], Sequence[Step]]
     usual: bool = True
+
+
+def _read_t1(sources: Sources) -> ReadImage:
+    return ReadImage(role="t1", title="T1 image", note=sources.t1_note)
 
 
 def _read_ct(sources: Sources) -> ReadImage:
@@ -87,10 +107,12 @@ def _read_ct(sources: Sources) -> ReadImage:
 STAGES: Mapping[str, Stage] = {
     "tissue": Stage(
         takes="t1",
-        steps=lambda sources, _: [
-            ReadImage(role="t1", title="T1 image", note=sources.t1_note),
-            SegmentTissue(),
-        ],
+        steps=lambda sources, _: [_read_t1(sources), SegmentTissue()],
+    ),
+    "atlas": Stage(
+        takes="t1",
+        steps=lambda sources, chosen: [_read_t1(sources), chosen.atlas],
+        usual=False,
     ),
     "ct": Stage(
         takes="ct",
@@ -109,22 +131,31 @@ STAGES: Mapping[str, Stage] = {
         ],
         usual=False,
     ),
+    "simulated-atlas": Stage(
+        takes="t1",
+        steps=lambda sources, chosen: [
+            _read_t1(sources),
+            SimulateDeformation(),
+            replace(chosen.atlas, role="t1-deformed", prefix="simulated-atlas", truth="t1-deformed-map"),
+        ],
+        usual=False,
+    ),
     "record": Stage(
         takes="record",
-        steps=lambda sources, model: [
+        steps=lambda sources, chosen: [
             TakeRecord(encoding=sources.encoding),
-            *([ReadRecord(model=model)] if model else []),
+            *([ReadRecord(model=chosen.model)] if chosen.model else []),
         ],
     ),
-    "report": Stage(takes="", steps=lambda _, model: [DraftReport(model=model)]),
+    "report": Stage(takes="", steps=lambda _, chosen: [DraftReport(model=chosen.model)]),
 }
 """The stages by the name a person types, in the order in which they run."""
 
 USUAL_STAGES = tuple(name for name, stage in STAGES.items() if stage.usual)
 """The stages that run where nobody named any. None of them simulates anything."""
 
-DEMO_STAGES = tuple(STAGES)
-"""The stages of the demonstration's case."""
+DEMO_STAGES = tuple(name for name in STAGES if name != "atlas")
+"""The stages of the demonstration's case, whose T1 image is the atlas itself: it is deformed first."""
 
 
 def stages(names: Sequence[str]) -> tuple[str, ...]:
@@ -147,7 +178,13 @@ def stages(names: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
-def plan(sources: Sources, names: Sequence[str] = USUAL_STAGES, *, model: str = DEFAULT_MODEL) -> list[Step]:
+def plan(
+    sources: Sources,
+    names: Sequence[str] = USUAL_STAGES,
+    *,
+    model: str = DEFAULT_MODEL,
+    atlas: RegisterToAtlas | None = None,
+) -> list[Step]:
     """Return the steps of the named stages that have their files, each once.
 
     Raises:
@@ -157,9 +194,10 @@ def plan(sources: Sources, names: Sequence[str] = USUAL_STAGES, *, model: str = 
     given = [name for name in chosen if not STAGES[name].takes or sources.files(STAGES[name].takes)]
     if not any(STAGES[name].takes for name in given):
         raise InputError("a case needs at least one file", expected="a T1 image, a CT slice or a record")
+    choices = Choices(model=model, atlas=atlas or RegisterToAtlas())
     steps: list[Step] = []
     for name in given:
-        steps += [step for step in STAGES[name].steps(sources, model) if step not in steps]
+        steps += [step for step in STAGES[name].steps(sources, choices) if step not in steps]
     return steps
 
 
@@ -171,6 +209,7 @@ def run_case(
     model: str = DEFAULT_MODEL,
     case_id: str | None = None,
     names: Sequence[str] = USUAL_STAGES,
+    atlas: RegisterToAtlas | None = None,
 ) -> str:
     """Take files into a case, run every step that has its inputs, and return the case's id.
 
@@ -183,11 +222,12 @@ def run_case(
         case_id: A case that was begun, to complete; what is in it already is not done again. Without one,
             a case is opened.
         names: Stages to run.
+        atlas: The step that registers to an atlas, where it is not the one of the default atlas.
 
     Raises:
         InputError: No file at all, or a file that a step refuses. What was done before stays in the case.
     """
-    steps = plan(sources, names, model=model)
+    steps = plan(sources, names, model=model, atlas=atlas)
     takes = dict.fromkeys(STAGES[name].takes for name in stages(names) if STAGES[name].takes)
     files = {f"{take}.files": sources.files(take) for take in takes if sources.files(take)}
     case_id = case_id or runner.store.create_case(label)

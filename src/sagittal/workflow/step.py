@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sagittal.case.record import Finding, FindingDraft
+from sagittal.core.assets import REGISTRY
 from sagittal.core.errors import InputError
+from sagittal.core.files import sha256_file, storage_errors
 from sagittal.core.progress import Report, silent
 from sagittal.workflow.artifacts import Kind
 
@@ -21,7 +24,7 @@ __all__ = ["STEPS", "Context", "Result", "Step"]
 
 @dataclass(kw_only=True)
 class Context:
-    """What the runner lends a step besides its inputs; it notes which models were used.
+    """What the runner lends a step besides its inputs; it notes which models and files were used.
 
     Attributes:
         seed: Seed of the step's own random stream.
@@ -42,6 +45,24 @@ class Context:
         model = self.shelf.get(name, report=self.report)
         self.models[name] = model.weights_sha256
         return model
+
+    def file(self, name: str) -> Path:
+        """Return the file of an asset, or the file at a path, and note its sha256.
+
+        Raises:
+            InputError: There is no such file.
+            AssetError: The asset is not on this machine and cannot be fetched.
+        """
+        if self.shelf is None:
+            raise InputError("this run was given no assets", value=name)
+        path = self.shelf.file(name, report=self.report)
+        if not path.is_file():
+            raise InputError(
+                "there is no such file", source=name, expected=f"a file, or one of {', '.join(REGISTRY)}"
+            )
+        with storage_errors(path):
+            self.models[name] = sha256_file(path)
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sagittal.case.store import CaseStore
 from sagittal.workflow.models import ModelShelf
-from sagittal.workflow.pipeline import STAGES, USUAL_STAGES, Sources, complete_case
+from sagittal.workflow.pipeline import STAGES, USUAL_STAGES, Choices, Sources, complete_case
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps import DraftReport
 
@@ -26,7 +26,7 @@ def complete(location: str, objects: Path, case_id: str, roles: Sequence[str], e
         sources = Sources(encoding=encoding)
         usual = [STAGES[name] for name in USUAL_STAGES]
         stages = [stage for stage in usual if not stage.takes or stage.takes in roles]
-        steps = [step for stage in stages for step in stage.steps(sources, "")]
+        steps = [step for stage in stages for step in stage.steps(sources, Choices(model=""))]
         complete_case(_runner(store), case_id, {}, steps)
 
 

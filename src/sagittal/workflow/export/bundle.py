@@ -16,7 +16,7 @@ from sagittal.core.errors import InputError
 from sagittal.core.files import staging_folder, write_text
 from sagittal.core.optional import optional_import
 from sagittal.core.progress import Report, silent
-from sagittal.volume import write_nifti
+from sagittal.volume import write_field, write_nifti
 from sagittal.workflow import artifacts
 
 __all__ = ["Exported", "export_case", "require_libraries"]
@@ -45,7 +45,7 @@ def require_libraries() -> None:
 
 
 def export_case(store: CaseStore, case_id: str, folder: Path, *, report: Report = silent) -> Exported:
-    """Write a case to ``folder``: NIfTI and JSON, DICOM series and segmentations, FHIR, and the page.
+    """Write a case to ``folder``: NIfTI and JSON, DICOM series and what refers to it, FHIR, and the page.
 
     The folder is filled under a temporary name and then renamed. One that an earlier export made is
     replaced; any other folder that is not empty is refused.
@@ -86,11 +86,33 @@ def _fill(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[st
         report("writing NIfTI")
         files["nifti"] = folder / "nifti" / "tissue.nii.gz"
         write_nifti(volumes["tissue"], files["nifti"])
+    files |= _atlas_files(store, case, folder / "nifti", report)
     report("writing DICOM")
     files |= _dicom_files(store, case, folder / "dicom", report)
     report("drawing the page")
     reading = _value(store, case, "reading")
-    files["page"] = write_page(case, draft, volumes, reading, folder / "report.html")
+    said = {prefix: _value(store, case, f"{prefix}-registration") for prefix in ("atlas", "simulated-atlas")}
+    registrations = {prefix: found for prefix, found in said.items() if found is not None}
+    files["page"] = write_page(case, draft, volumes, reading, registrations, folder / "report.html")
+    return files
+
+
+def _atlas_files(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[str, Path]:
+    """Write what a registration to an atlas found, unless it failed its own checks."""
+    from sagittal.workflow.steps.registration import file_fields
+
+    said = _value(store, case, "atlas-registration")
+    if said is None or said["problems"]:
+        return {}
+    report("writing the registration as NIfTI")
+    files = {}
+    for name, field in file_fields(_value(store, case, "atlas-map.files")).items():
+        files[f"nifti {Path(name).stem}"] = write_field(field, folder / f"{name}.gz")
+    for name in ("volume-change", "error", "labels"):
+        volume = _value(store, case, f"atlas-{name}")
+        if volume is not None:
+            files[f"nifti atlas-{name}"] = folder / f"atlas-{name}.nii.gz"
+            write_nifti(volume, files[f"nifti atlas-{name}"])
     return files
 
 
@@ -110,6 +132,7 @@ def _dicom_files(store: CaseStore, case: Case, folder: Path, report: Report) -> 
         if written.series:
             files[f"{before}dicom"] = folder / role
         files |= {f"{before}dicom-seg {kind}": path for kind, path in written.segmentations.items()}
+        files |= {f"{before}dicom-reg {kind}": path for kind, path in written.registrations.items()}
         if written.report:
             files[f"{before}dicom-sr"] = written.report
     return files

@@ -1,4 +1,4 @@
-"""A case's images, segmentations and findings as DICOM, in the study that an image was received with."""
+"""A case's images, findings and what was made of them as DICOM, in the study that an image came with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from sagittal.core.errors import InputError
 from sagittal.volume import Volume, write_dicom_series
 from sagittal.workflow import artifacts
 from sagittal.workflow._dicom_json import quiet
+from sagittal.workflow.export.dicom_reg import write_registrations
 from sagittal.workflow.export.dicom_seg import write_segmentations
 from sagittal.workflow.export.dicom_sr import write_report
+from sagittal.workflow.steps.registration import file_fields
 
 __all__ = ["IMAGES", "DicomObjects", "received_instances", "write_dicom"]
 
@@ -29,6 +31,7 @@ class Image:
 
     Attributes:
         labels: Role of its segmentation.
+        atlas: What the roles of its registration to an atlas begin with; empty for none.
         modality: Modality of a series that is made of it.
         title: What the series is called.
         content: What the segmentation is called.
@@ -36,6 +39,7 @@ class Image:
     """
 
     labels: str
+    atlas: str
     modality: Literal["CT", "MR"]
     title: str
     content: str
@@ -45,6 +49,7 @@ class Image:
 IMAGES = {
     "t1": Image(
         labels="tissue",
+        atlas="atlas",
         modality="MR",
         title="T1, from the case",
         content="Brain tissue, not reviewed",
@@ -52,6 +57,7 @@ IMAGES = {
     ),
     "ct": Image(
         labels="ct-classes",
+        atlas="",
         modality="CT",
         title="CT slice, from the case",
         content="Materials on a CT slice, not reviewed",
@@ -73,23 +79,28 @@ class DicomObjects:
     Attributes:
         series: The image's own files; none where it was received as DICOM and stays where it is.
         segmentations: By segmentation type.
+        registrations: ``"affine"`` and ``"deformable"``, where it was registered to an atlas.
         report: The structured report.
     """
 
     series: tuple[Path, ...]
     segmentations: dict[str, Path]
+    registrations: dict[str, Path]
     report: Path | None
 
     @property
     def files(self) -> list[Path]:
         """All of them, in the order in which they refer to each other."""
-        return [*self.series, *self.segmentations.values(), *([self.report] if self.report else [])]
+        others = (*self.segmentations.values(), *self.registrations.values())
+        return [*self.series, *others, *([self.report] if self.report else [])]
 
 
 def write_dicom(
     store: CaseStore, case: Case, role: str, folder: Path, *, join: bool = True
 ) -> DicomObjects | None:
-    """Write an image of a case, its segmentations and its findings to ``folder``.
+    """Write an image of a case, its segmentations, its registration and its findings to ``folder``.
+
+    A registration that failed its own checks is not written.
 
     Where the image was read from DICOM instances, the objects refer to those, in their study and frame of
     reference and with their patient, and the image is not written again. Otherwise a series is made of it.
@@ -102,7 +113,7 @@ def write_dicom(
         join: Refer to instances that were received; False makes a series, without anybody's name.
 
     Returns:
-        None where the case has no such image or no segmentation of it.
+        None where the case has no such image, or neither a segmentation nor a registration of it.
 
     Raises:
         InputError: Images that DICOM objects cannot refer to.
@@ -110,42 +121,74 @@ def write_dicom(
     """
     image = IMAGES[role]
     voxels, labels = case.latest(role), case.latest(image.labels)
-    if voxels is None or labels is None:
+    mapped = case.latest(f"{image.atlas}-map.files") if image.atlas else None
+    if voxels is None or (labels is None and mapped is None):
         return None
     volume: Volume = artifacts.load(store.objects, voxels)
-    segmented: Volume = artifacts.load(store.objects, labels)
     source = received_instances(store, case, role) if join else []
     series: list[Path] = []
     if not source:
         series = write_dicom_series(volume, folder / role, modality=image.modality, description=image.title)
         source = [pydicom.dcmread(path) for path in series]
-    run = _writer(case, image.labels)
-    findings = _findings_on(case, {role, f"{role}.files", image.labels})
-    report = None
+    roles = {role, f"{role}.files"}
+    registrations: dict[str, Path] = {}
+    if mapped is not None:
+        registrations = _registrations(store, case, image, source, folder / f"{role}-registration")
+    segmented: Volume | None = None
+    segmentations: dict[str, Path] = {}
     with quiet():  # highdicom quotes an odd patient name in a warning
-        segmentations = write_segmentations(
-            segmented,
-            source,
-            folder,
-            algorithm=run.step,
-            version=run.version,
-            when=datetime.fromisoformat(run.started),
-            description=image.content,
-            prefix=image.prefix,
-        )
-        if findings:
+        if labels is not None:
+            roles.add(image.labels)
+            segmented = artifacts.load(store.objects, labels)
+            assert segmented is not None, "an artifact that is there has a value"
+            run = _writer(case, image.labels)
+            segmentations = write_segmentations(
+                segmented,
+                source,
+                folder,
+                algorithm=run.step,
+                version=run.version,
+                when=datetime.fromisoformat(run.started),
+                description=image.content,
+                prefix=image.prefix,
+            )
+        report = None
+        if findings := _findings_on(case, roles):
             objects = {kind: pydicom.dcmread(path) for kind, path in segmentations.items()}
-            fractional = objects.pop("FRACTIONAL")
+            fractional = objects.pop("FRACTIONAL", None)
             report = write_report(
                 case,
                 findings,
                 source,
                 fractional,
                 folder / f"{image.prefix}findings.dcm",
-                classes=segmented.classes,
+                classes=segmented.classes if segmented is not None else (),
                 others=list(objects.values()),
             )
-    return DicomObjects(series=tuple(series), segmentations=segmentations, report=report)
+    return DicomObjects(
+        series=tuple(series), segmentations=segmentations, registrations=registrations, report=report
+    )
+
+
+def _registrations(
+    store: CaseStore, case: Case, image: Image, source: Sequence[Any], folder: Path
+) -> dict[str, Path]:
+    found = {part: case.latest(f"{image.atlas}-{part}") for part in ("map.files", "registration")}
+    values = [artifacts.load(store.objects, one) for one in found.values() if one is not None]
+    files, said = values
+    if said["problems"]:
+        return {}
+    run = _writer(case, f"{image.atlas}-map.files")
+    with quiet():
+        return write_registrations(
+            file_fields(files)["to-atlas.nii"],
+            said,
+            source,
+            folder,
+            algorithm=run.step,
+            version=run.version,
+            when=datetime.fromisoformat(run.started),
+        )
 
 
 def received_instances(store: CaseStore, case: Case, role: str) -> list[Any]:

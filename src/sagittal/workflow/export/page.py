@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sagittal import __version__
@@ -15,6 +16,8 @@ from sagittal.volume import Volume
 from sagittal.workflow.export.graph import provenance_graph
 from sagittal.workflow.export.pictures import (
     COLOURS,
+    change_pictures,
+    class_colour,
     ct_plane,
     low_dose_pictures,
     orthogonal_planes,
@@ -23,10 +26,15 @@ from sagittal.workflow.export.pictures import (
 
 __all__ = ["SHOWN", "write_page"]
 
-SHOWN = ("t1", "tissue", "ct", "ct-classes", "ct-scanned", "ct-fbp", "ct-low-dose", "ct-low-dose-classes")
+SHOWN = (
+    *("t1", "tissue", "ct", "ct-classes", "ct-scanned", "ct-fbp", "ct-low-dose", "ct-low-dose-classes"),
+    *("atlas-volume-change", "atlas-labels", "simulated-atlas-volume-change", "simulated-atlas-labels"),
+    *("t1-deformed", "t1-deformed-volume-change"),
+)
 """Roles of the volumes that the page has pictures of."""
 
 _METHODS = {"fbp": "FBP", "edge-preserving-tv": "edge-preserving TV", "tv": "TV"}
+_NAMED = 8  # classes of an atlas whose colours are explained
 _TISSUE = {"csf": "Cerebrospinal fluid", "gm": "Grey matter", "wm": "White matter"}
 
 
@@ -35,6 +43,7 @@ def write_page(
     draft: Mapping[str, Any],
     volumes: Mapping[str, Volume | None],
     reading: Mapping[str, Any] | None,
+    registrations: Mapping[str, Mapping[str, Any]],
     path: Path,
 ) -> Path:
     """Write the page of a case to ``path``, whole or not at all.
@@ -44,6 +53,7 @@ def write_page(
         draft: The report as ``draft-report`` wrote it.
         volumes: The roles of :data:`SHOWN`; None where the case has none.
         reading: What ``read-record`` wrote, or None.
+        registrations: What ``register-to-atlas`` wrote, by what the roles of its outputs begin with.
         path: Where to write.
     """
     t1, tissue, ct, materials = (volumes[role] for role in ("t1", "tissue", "ct", "ct-classes"))
@@ -64,6 +74,7 @@ def write_page(
         sides=orthogonal_planes(t1, tissue) if t1 is not None and tissue is not None else {},
         ct=ct_plane(ct, materials) if ct is not None and materials is not None else None,
         low_dose=_low_dose(case, volumes),
+        atlases=[_against_atlas(said, volumes, prefix) for prefix, said in registrations.items()],
         bars=_bars(case) if both else [],
         cautions=[f.content for f in case.standing("image.source") if f.content.caution],
         reading=reading,
@@ -103,6 +114,46 @@ def _low_dose(case: Case, volumes: Mapping[str, Volume | None]) -> dict[str, Any
         ],
         "held": said.get("ct-low-dose", {}).get("held") or {},
         "scan": scans[-1].content.details if scans else None,
+        "width": pictures.width,
+        "height": pictures.height,
+    }
+
+
+def _against_atlas(
+    said: Mapping[str, Any], volumes: Mapping[str, Volume | None], prefix: str
+) -> dict[str, Any]:
+    """Return what was registered to an atlas, its volume change and how sure that is, or why it failed."""
+    simulated = prefix == "simulated-atlas"
+    shown: dict[str, Any] = {"id": prefix, "simulated": simulated, "said": said, "panels": [], "classes": []}
+    image = volumes["t1-deformed" if simulated else "t1"]
+    change, labels = volumes[f"{prefix}-volume-change"], volumes.get(f"{prefix}-labels")
+    if said["problems"] or image is None or change is None or change.variance is None:
+        return shown
+    known = volumes["t1-deformed-volume-change"] if "against_truth" in said else None
+    pictures = change_pictures(image, change, said["overall"], known=known, labels=labels)
+    factor = float(np.exp(pictures.strongest))
+    captions = {
+        "image": ("The head that was deformed" if simulated else "T1 image", "the slice that differs most"),
+        "known": ("Known volume change", "what the simulation did"),
+        "labels": ("Labels of the atlas", "carried over; fainter where less probable"),
+        "change": ("Volume change found", "fading where it may be chance"),
+        "doubt": ("Its standard deviation", f"black 0, white {100 * pictures.most:.0f} % or more"),
+    }
+    if known is not None:
+        del captions["labels"]
+    elif labels is not None and len(labels.classes) <= _NAMED:
+        shown["classes"] = [
+            (_TISSUE.get(name, name).lower(), f"rgb{class_colour(labels.classes, index)}")
+            for index, name in enumerate(labels.classes)
+        ]
+    shown["panels"] = [
+        {"image": pictures.images[name], "title": title, "said": words}
+        for name, (title, words) in captions.items()
+        if name in pictures.images
+    ]
+    return shown | {
+        "factor": factor,
+        "overall": float(np.exp(said["overall"])),
         "width": pictures.width,
         "height": pictures.height,
     }

@@ -14,12 +14,14 @@ from PIL import Image
 
 from sagittal.core.errors import InputError
 from sagittal.segmentation import entropy_bits
-from sagittal.volume import Volume, reorient, require_same_space
+from sagittal.volume import Volume, reorient, require_same_space, resample
 
 __all__ = [
     "COLOURS",
     "Plane",
     "SlicePictures",
+    "change_pictures",
+    "class_colour",
     "ct_plane",
     "low_dose_pictures",
     "orthogonal_planes",
@@ -36,6 +38,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "bone": (255, 176, 32),
 }
 _DOUBT = (255, 64, 129)
+_SMALLER, _LARGER = (64, 156, 255), (255, 140, 32)
+_BEYOND = 1.96  # standard deviations from which on a difference has its full colour; at one it has none
 _FURTHER = ((232, 106, 240), (160, 214, 72), (255, 112, 92), (120, 140, 255))
 _CT_WINDOW = (-160.0, 240.0)
 _LARGEST_PICTURE = 4096
@@ -70,6 +74,7 @@ class SlicePictures:
     Attributes:
         images: The pictures.
         most: Standard deviation that is drawn brightest, in the unit of the slice.
+        strongest: Difference that has the full colour, where one is drawn.
         width: Width of each in pixels of one square millimetre's side.
         height: Height likewise.
     """
@@ -78,6 +83,7 @@ class SlicePictures:
     most: float
     width: int
     height: int
+    strongest: float = 0.0
 
 
 def tissue_planes(t1: Volume, tissue: Volume, count: int = 24) -> list[Plane]:
@@ -148,6 +154,73 @@ def low_dose_pictures(volumes: Mapping[str, Volume], classes: Volume, doubtful: 
         most=most,
         width=round(sd.shape[0] * spacing[0]),
         height=round(sd.shape[1] * spacing[1]),
+    )
+
+
+def change_pictures(
+    image: Volume, change: Volume, overall: float, *, known: Volume | None, labels: Volume | None
+) -> SlicePictures:
+    """Return the axial slice in which local volume differs most, and over it the differences, and the doubt.
+
+    The patient's right is on the left of the pictures, anterior is up. Blue is smaller than in the atlas,
+    orange larger; a difference of 1.96 of its standard deviations has its full colour, and one of a single
+    standard deviation none.
+
+    Args:
+        image: What was registered.
+        change: Logarithm of the volume against the atlas, with its variance.
+        overall: The part of it that all of the image has.
+        known: The change that was made in simulation, on the same grid; None where nobody knows.
+        labels: Class probabilities that were carried over, on the same grid.
+
+    Returns:
+        Pictures ``"image"``, ``"change"``, ``"doubt"``, and ``"known"`` and ``"labels"`` where there are any.
+
+    Raises:
+        GeometryError: A volume of another grid.
+    """
+    for other in (known, labels):
+        if other is not None:
+            require_same_space(other, change)
+    assert change.variance is not None, "the caller chose a change with its doubt"
+    shown = reorient(resample(image, change.geometry), "LPS")
+    turned = reorient(change, "LPS")
+    assert turned.variance is not None, "turning keeps the variance"
+    low, high = _window(shown.array)
+    head = shown.array > 0.1 * high
+    box = _box(head)
+    local = np.where(head, turned.array.astype(np.float64) - overall, 0)
+    inner = range(box[2].start, box[2].stop)
+    size = [float(np.square(local[..., k]).sum()) for k in inner]
+    cut = (*box[:2], inner[int(np.argmax(size))])
+    strongest = max(float(np.quantile(np.abs(local[head]), 0.99)), 0.05)
+    sd = np.sqrt(turned.variance[cut].astype(np.float64))
+    most = max(float(np.quantile(np.sqrt(turned.variance[head]), 0.99)), 1e-3)
+    grey = np.clip((shown.array[cut].astype(np.float64) - low) / max(high - low, 1e-9), 0, 1)
+    base = (grey * 255).round().astype(np.uint8)
+    sure = np.clip((np.abs(local[cut]) / np.maximum(sd, 1e-9) - 1) / (_BEYOND - 1), 0, 1)
+    images = {
+        "image": _grey(grey),
+        "change": _layered(base, _change_colours(local[cut], strongest, sure * head[cut])),
+        "doubt": _grey(np.where(head[cut], sd / most, 0)),
+    }
+    if known is not None:
+        truth = reorient(known, "LPS").array.astype(np.float64) - overall
+        images["known"] = _layered(base, _change_colours(truth[cut], strongest, head[cut].astype(np.float64)))
+    if labels is not None and labels.probabilities is not None:
+        probabilities = reorient(labels, "LPS").probabilities
+        assert probabilities is not None, "turning keeps the probabilities"
+        shares = probabilities[cut].astype(np.float64)
+        colours = _class_colours(shares, labels.classes)
+        colours[..., 3] = (colours[..., 3] * np.clip(shares.sum(axis=-1), 0, 1) * head[cut]).round()
+        images["labels"] = _layered(base, colours)
+    spacing = turned.geometry.spacing
+    return SlicePictures(
+        images=images,
+        most=most,
+        strongest=strongest,
+        width=round(base.shape[0] * spacing[0]),
+        height=round(base.shape[1] * spacing[1]),
     )
 
 
@@ -239,14 +312,34 @@ def _plane(
     )
 
 
+def class_colour(classes: Sequence[str], index: int) -> tuple[int, int, int]:
+    """Return the colour that a class is drawn in."""
+    return COLOURS.get(classes[index], _FURTHER[index % len(_FURTHER)])
+
+
 def _class_colours(probabilities: NDArray[np.float64], classes: Sequence[str]) -> NDArray[np.uint8]:
-    further = [_FURTHER[place % len(_FURTHER)] for place in range(len(classes))]
-    colours = np.array([COLOURS.get(name, further[place]) for place, name in enumerate(classes)], np.float64)
+    colours = np.array([class_colour(classes, index) for index in range(len(classes))], np.float64)
     best = probabilities.argmax(axis=-1)
     chance = 1 / len(classes) if len(classes) > 1 else 0.0
     sure = np.clip((probabilities.max(axis=-1) - chance) / (1 - chance), 0, 1)
     alpha = np.where(probabilities.sum(axis=-1) > 0, 30 + 150 * sure**2, 0)
     return np.dstack([colours[best], alpha[..., None]]).round().astype(np.uint8)
+
+
+def _change_colours(
+    local: NDArray[np.float64], strongest: float, shown: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    rgba = np.empty((*local.shape, 4), dtype=np.uint8)
+    rgba[..., :3] = np.where((local > 0)[..., None], _LARGER, _SMALLER)
+    rgba[..., 3] = (230 * np.clip(np.abs(local) / strongest, 0, 1) * shown).round()
+    return rgba
+
+
+def _layered(grey: NDArray[np.uint8], layer: NDArray[np.uint8]) -> str:
+    """One picture of colours over grey."""
+    share = layer[..., 3:].astype(np.float64) / 255
+    mixed = grey[..., None] * (1 - share) + layer[..., :3] * share
+    return _png(_turn(mixed.round().astype(np.uint8), False))
 
 
 def _doubt_colours(probabilities: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -5,7 +5,9 @@ from sagittal.workflow.steps.correct import CorrectMask
 from sagittal.workflow.steps.image import ReadImage
 from sagittal.workflow.steps.reconstruction import ReconstructCT
 from sagittal.workflow.steps.record import ReadRecord, TakeRecord
+from sagittal.workflow.steps.registration import RegisterToAtlas
 from sagittal.workflow.steps.report import DraftReport
+from sagittal.workflow.steps.simulated_deformation import SimulateDeformation
 from sagittal.workflow.steps.simulated_scan import SimulateCTScan
 from sagittal.workflow.steps.tissue import SegmentTissue
 
@@ -16,7 +18,9 @@ __all__ = [
     "ReadImage",
     "ReadRecord",
     "ReconstructCT",
+    "RegisterToAtlas",
     "SegmentTissue",
     "SimulateCTScan",
+    "SimulateDeformation",
     "TakeRecord",
 ]
