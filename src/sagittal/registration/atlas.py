@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _HEAD = 0.1  # of the brightest: what is darker is not counted as part of the body
-_MANY = 1 << 15  # voxels above which the average is constructed on a coarser grid
+_MANY = 1 << 18  # voxels above which the average is constructed on a coarser grid
 _FEWEST = 2
 
 
@@ -169,7 +169,12 @@ def build_atlas(
             if number == 0 and place == start:
                 maps.append((DisplacementField.identity(template.geometry), np.eye(4)))
                 continue
-            found = registered(image, template)
+            try:
+                found = registered(image, template)
+            except GeometryError as error:
+                raise GeometryError(
+                    error.problem, source=name, value=error.value, expected=error.expected
+                ) from error
             if found.problems:
                 left_out[name] = tuple(found.problems)
             maps.append(None if found.problems else (found.field, found.affine))
@@ -183,7 +188,7 @@ def build_atlas(
             )
         back, middle = _mean_shape(kept, template.geometry, average)
         before = template
-        carried = [None if one is None else (one[0].compose(back), one[1] @ middle) for one in maps]
+        carried = [None if one is None else (_carried(one[0], back), one[1] @ middle) for one in maps]
         whole = [None if one is None else one[0] for one in carried]
         template = _mean_image(images, whole)
         rounds.append(_round(kept, before, _away(back, _body(template.array)), left_out))
@@ -254,6 +259,11 @@ def _mean_shape(
     return bent.compose(straight), home
 
 
+def _carried(field: DisplacementField, back: DisplacementField) -> DisplacementField:
+    found = field.compose(back)
+    return DisplacementField(found.vectors.astype(np.float32), found.geometry)
+
+
 def _inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
@@ -262,7 +272,7 @@ def _after(matrix: NDArray[np.float64], field: DisplacementField) -> Displacemen
     """Return the affine map applied to where a field leads."""
     linear = DisplacementField.from_affine(matrix, field.geometry).vectors
     turned = np.stack([combine(row, list(field.vectors)) for row in matrix[:3, :3]])
-    return DisplacementField(linear + turned, field.geometry)
+    return DisplacementField((linear + turned).astype(np.float32), field.geometry)
 
 
 def _moved(grid: Geometry, matrix: NDArray[np.float64]) -> Geometry:
