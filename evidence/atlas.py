@@ -27,9 +27,9 @@ from sagittal.volume import DisplacementField, Geometry, Volume
 RESULT = Path(__file__).parent / "results" / "atlas.json"
 SEEDS = 20
 COHORTS = {
-    "slices, cohort 1": {"n": 10, "seed": 701, "spacing_mm": 3.0, "flat": True},
+    "slices, cohort 1": {"n": 8, "seed": 701, "spacing_mm": 3.0, "flat": True},
     "heads": {"n": 8, "seed": 703, "spacing_mm": 5.0, "flat": False},
-    "slices, cohort 2": {"n": 10, "seed": 702, "spacing_mm": 3.0, "flat": True},
+    "slices, cohort 2": {"n": 8, "seed": 702, "spacing_mm": 3.0, "flat": True},
 }
 STARTS = (0, 1, 2)
 ITERATIONS = 3
@@ -83,7 +83,7 @@ def random_fields(shape: tuple[int, int, int]) -> list[dict[str, float]]:
 
 def head_fields() -> list[dict[str, float]]:
     found = []
-    for seed in (711, 712, 713):
+    for seed in (711, 712):
         fields = [one.field for one in cohort.subjects(8, seed=seed, spacing_mm=4.0)]
         found.append({"seed": seed, **averaged(fields, jacobian_average)})
     return found
@@ -189,16 +189,16 @@ def main() -> None:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
-    for name, measure in AVERAGES.items():
-        if name not in result["averages"]:
-            result["averages"][name] = measure()
-            save()
-            print(name, flush=True)
     for name, options in COHORTS.items():
         if name not in result["cohorts"]:
             result["cohorts"][name] = build(**options)  # type: ignore[arg-type]
             save()
             print(name, round(result["cohorts"][name]["cpu_seconds"]), flush=True)
+    for name, measure in AVERAGES.items():
+        if name not in result["averages"]:
+            result["averages"][name] = measure()
+            save()
+            print(name, flush=True)
 
 
 if __name__ == "__main__":
