@@ -139,6 +139,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    import atlas_page
     import language_figures
     import language_page
     import low_dose_page
@@ -148,5 +149,5 @@ if __name__ == "__main__":
         language_figures.figure()
         language_figures.growth_figure()
     PAGE.write_text(page())
-    for made in (language_page, low_dose_page, reliability_page):
+    for made in (atlas_page, language_page, low_dose_page, reliability_page):
         made.PAGE.write_text(made.page(), encoding="utf-8")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.core.optional import optional_import
 from sagittal.registration.variational import Construction, Report, construct, silent
 from sagittal.volume import DisplacementField, require_same_space
 
-__all__ = ["average_transformation"]
+__all__ = ["average_transformation", "mean_affine"]
+
+_STEPS, _SETTLED = 100, 1e-10
 
 
 def average_transformation(
@@ -59,4 +63,36 @@ def average_transformation(
         curl_weight=curl_weight,
         iterations=iterations,
         report=report,
+    )
+
+
+def mean_affine(matrices: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """Return the affine map from which those given deviate by nothing on average.
+
+    It is the M whose deviations A M^-1 have logarithms that sum to 0, so the mean of the inverses is its
+    inverse, and it does not depend on the frame. Source: Pennec and Arsigny, "Exponential barycenters of
+    the canonical Cartan connection and invariant means on Lie groups" (2013).
+
+    Args:
+        matrices: One or more of shape (4, 4).
+
+    Raises:
+        InputError: Nothing, or maps too different to have a mean: mirrored, or half a turn apart.
+        MissingDependencyError: scipy is not installed.
+    """
+    linalg = optional_import("scipy.linalg")
+    if not matrices:
+        raise InputError("there is nothing to average", value="no affine map", expected="one or more")
+    given = [np.asarray(matrix, dtype=np.float64) for matrix in matrices]
+    mean = given[0]
+    for _ in range(_STEPS):
+        logs = [linalg.logm(matrix @ np.linalg.inv(mean)) for matrix in given]
+        if any(np.iscomplexobj(log) or not np.isfinite(log).all() for log in logs):
+            break
+        step = np.sum(logs, axis=0) / len(logs)
+        mean = linalg.expm(step) @ mean
+        if np.abs(step).max() < _SETTLED:
+            return np.asarray(mean)
+    raise InputError(
+        "the affine maps have no mean", value=f"{len(given)} maps", expected="maps that are alike"
     )

@@ -16,6 +16,7 @@ from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, status
 from sagittal.workbench import (
     assets_commands,
+    atlas,
     batch_command,
     case_commands,
     ct,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(case_commands.app, name="case", help="Cases in the store.")
 app.add_typer(dicom_commands.app, name="dicomweb", help="Image archives that speak DICOMweb.")
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
+app.add_typer(atlas.app, name="atlas", help="Atlases: mean pose, size, shape and image of many subjects.")
 app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compare.")
 app.add_typer(field.app, name="field", help="Displacement fields: volume change, rotation, inverse, average.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
