@@ -2,14 +2,23 @@
 
 from sagittal.registration.affine import affine_registration
 from sagittal.registration.average import average_transformation
+from sagittal.registration.network import RegistrationNetwork, register_by_network
+from sagittal.registration.network_file import network_bytes, network_from_bytes
 from sagittal.registration.optimise import Registration, register
+from sagittal.registration.training import Training, train_network
 from sagittal.registration.variational import Construction, construct
 
 __all__ = [
     "Construction",
     "Registration",
+    "RegistrationNetwork",
+    "Training",
     "affine_registration",
     "average_transformation",
     "construct",
+    "network_bytes",
+    "network_from_bytes",
     "register",
+    "register_by_network",
+    "train_network",
 ]
