@@ -65,7 +65,7 @@ sanitize: $(VENV)/.installed-test  ## The tests of the extension, built with the
 	mkdir -p build/plain && mv src/sagittal/_native*.so build/plain/
 	cp build/sanitize/_native*.so src/sagittal/
 	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest tests/language/test_attend.py tests/language/test_writing.py tests/reconstruction/test_projectors.py tests/reconstruction/test_variation.py tests/reconstruction/test_analytic.py; status=$$?; mv build/plain/_native*.so src/sagittal/; exit $$status
+		$(BIN)/python -m pytest tests/language/test_attend.py tests/language/test_writing.py tests/reconstruction/test_projectors.py tests/reconstruction/test_variation.py tests/reconstruction/test_analytic.py tests/registration/test_native.py; status=$$?; mv build/plain/_native*.so src/sagittal/; exit $$status
 
 venv: $(VENV)/bin/python  ## Only the empty environment, to put a torch build of your own into
 

@@ -51,6 +51,19 @@ def test_a_scan_is_reconstructed_with_its_variance(scan: Path, tmp_path: Path) -
     assert abs(float(np.median(image.array[18:22, 26:29]))) < 300
 
 
+@pytest.mark.parametrize("method", ["sirt", "tv"])
+def test_torch_projects_where_it_is_asked_to(scan: Path, tmp_path: Path, method: str) -> None:
+    pytest.importorskip("torch")
+    images = []
+    for device in ([], ["--device", "cpu"]):
+        out = tmp_path / f"{len(images)}.nii.gz"
+        how = ("--method", method, "--iterations", 4, *device, "--out", out)
+        last_line(sagittal("ct", "reconstruct", scan, *how, "--json"))
+        images.append(read_nifti(out).array)
+    assert np.abs(images[0] - images[1]).max() < 0.5
+    assert not np.array_equal(*images)
+
+
 def test_the_variance_of_total_variation_says_what_it_is_made_of(scan: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.nii.gz"
     how = ("--iterations", 5, "--variance", "--doubt", "bootstrap", "--draws", 3)

@@ -28,6 +28,7 @@ __all__ = [
     "gradient",
     "jacobian",
     "jacobian_determinant",
+    "log_determinant",
     "log_jacobian",
     "namespace",
 ]
@@ -126,11 +127,19 @@ def log_jacobian(displacement: Array, affine: ArrayLike, floor: float = 1e-3) ->
     Raises:
         InputError: ``floor`` is not positive.
     """
+    return log_determinant(jacobian_determinant(displacement, affine), floor)
+
+
+def log_determinant(found: Array, floor: float = 1e-3) -> Array:
+    """Return the natural logarithm of determinants, of ``floor`` where they are smaller or negative.
+
+    Raises:
+        InputError: ``floor`` is not positive.
+    """
     if not floor > 0:
         raise InputError(
             "the least determinant must be positive", source="floor", value=floor, expected="> 0"
         )
-    found = jacobian_determinant(displacement, affine)
     library = namespace(found)
     return library.log(library.clip(found, floor, None))
 

@@ -160,14 +160,18 @@ def squarings_for(velocity: Array, affine: ArrayLike) -> int:
 
 
 def _sample_numpy(values: NDArray[Any], index: NDArray[Any], order: int) -> NDArray[Any]:
-    dtype = values.dtype if values.dtype in (np.float32, np.float64) else np.dtype(np.float64)
+    narrow = values.dtype == np.float32 or (values.dtype.kind in "biu" and values.dtype.itemsize <= 2)
+    dtype = np.dtype(np.float32 if narrow else np.float64)
     result = np.empty((*values.shape[:-3], *index.shape[-3:]), dtype=dtype)
     quick = _native and order == 1 and dtype == np.float32 and index.dtype in (np.float32, np.float64)
     ndimage = None if quick and values.size else optional_import("scipy.ndimage")
     for place in np.ndindex(*values.shape[:-3]):
         own = index if index.ndim == 4 else index[place[:-1]]
         if ndimage is None:
-            part, flat = np.ascontiguousarray(values[place]), np.ascontiguousarray(own).reshape(3, -1)
+            part, flat = (
+                np.ascontiguousarray(values[place], np.float32),
+                np.ascontiguousarray(own).reshape(3, -1),
+            )
             _native.interpolate(vector_kernels()[-1], thread_count(), part, flat, result[place].reshape(-1))
             continue
         ndimage.map_coordinates(

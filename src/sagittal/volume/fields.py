@@ -108,7 +108,7 @@ class DisplacementField:
 
     def log_jacobian(self, floor: float = 1e-3) -> Volume:
         """Return the logarithm of the Jacobian determinant, no less than that of ``floor``."""
-        found = field_calculus.log_jacobian(self.vectors, self.geometry.affine, floor)
+        found = field_calculus.log_determinant(self.determinant, floor)
         return Volume(found, self.geometry, unit="1")
 
     def curl(self) -> NDArray[Any]:

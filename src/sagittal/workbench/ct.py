@@ -31,6 +31,10 @@ RoughnessOption = Annotated[
 ]
 DeltaOption = Annotated[float | None, typer.Option(help="Step that counts as an edge, HU.")]
 IterationsOption = Annotated[int | None, typer.Option(help="At most so many.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="Where torch is to project, such as cuda; not for fbp. By default our own code."),
+]
 
 
 @app.command()
@@ -86,6 +90,7 @@ def reconstruct(
     roughness: RoughnessOption = None,
     delta: DeltaOption = None,
     iterations: IterationsOption = None,
+    device: DeviceOption = None,
     case: Annotated[str | None, typer.Option(help="Id of a case that the image is to belong to.")] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -101,7 +106,11 @@ def reconstruct(
     if out is None and case is None:
         raise InputError("the image has nowhere to go", source="--out", expected="a file, or --case")
     stored = _scan(scan)
-    options = _options(method, roughness, delta, iterations)
+    if device is not None and case is not None:
+        raise InputError(
+            "a case's image is one that any machine makes again", source="--device", value=device
+        )
+    options = _options(method, roughness, delta, iterations, device)
     if variance:
         options |= {"doubt": doubt} | ({} if draws is None else {"draws": draws})
     started = time.perf_counter()
@@ -281,16 +290,21 @@ def _grid(stored: StoredScan) -> Geometry:
 
 
 def _options(
-    method: str, roughness: float | None, delta: float | None, iterations: int | None
+    method: str,
+    roughness: float | None,
+    delta: float | None,
+    iterations: int | None,
+    device: str | None = None,
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"roughness": roughness, "delta": delta}
-    if method.endswith("tv") and iterations is not None:
-        from sagittal.reconstruction import Solver
+    def given(**options: Any) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if value is not None}
 
-        found["solver"] = Solver(iterations=iterations)
-    else:
-        found["iterations"] = iterations
-    return {name: value for name, value in found.items() if value is not None}
+    found, how = given(roughness=roughness, delta=delta), given(iterations=iterations, device=device)
+    if not method.endswith("tv"):
+        return found | how
+    from sagittal.reconstruction import Solver
+
+    return found | ({"solver": Solver(**how)} if how else {})
 
 
 def _into_case(
