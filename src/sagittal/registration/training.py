@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sagittal.core.errors import InputError
 from sagittal.core.optional import optional_import
 from sagittal.core.randomness import generator
+from sagittal.registration.levels import coarsened
 from sagittal.registration.network import RegistrationNetwork, entered
 from sagittal.registration.network_layers import (
     EXTRAS,
@@ -57,6 +58,7 @@ def train_network(
     first: RegistrationNetwork | None = None,
     extra: str = "jacobian-curl",
     width: int = 16,
+    finest_mm: float | None = None,
     steps: int = 1000,
     rate: float = 1e-3,
     measure: str = "local-correlation",
@@ -77,6 +79,7 @@ def train_network(
         first: A trained first stage. The second starts anew, and sees what the first left.
         extra: What a second stage sees: "jacobian-curl", or "zeros" for its control.
         width: Channels at half the resolution.
+        finest_mm: Voxel width at which images enter the network; by default that of the fixed image.
         steps: Of training.
         rate: Of learning, at the first step.
         measure: See :func:`~sagittal.registration.register`.
@@ -103,10 +106,16 @@ def train_network(
             "width, steps and rate must be positive, regularity 0 or more",
             value=f"{width}, {steps}, {rate} and {regularity}",
         )
+    if finest_mm is not None and not finest_mm > 0:
+        raise InputError("a voxel has no width", source="finest_mm", value=finest_mm, expected="mm")
     if first is not None and extra not in EXTRAS:
         raise InputError("a second stage sees nothing of that name", value=extra, expected=", ".join(EXTRAS))
     target = moving[0] if fixed is None else fixed
-    frame = Frame.around(target.geometry if first is None else first.grid, target.geometry)
+    if first is None:
+        grid = target.geometry if finest_mm is None else coarsened(target.geometry, finest_mm)
+    else:
+        grid = first.grid
+    frame = Frame.around(grid, target.geometry)
     images = []
     for number, image in enumerate(moving):
         given = np.eye(4) if fixed is None and number == 0 else None if affines is None else affines[number]
@@ -118,7 +127,7 @@ def train_network(
     dimensions = len(frame.axes)
     shapes = layer_shapes(width, 2 + extra_count(None if first is None else extra, dimensions), dimensions)
     made: dict[str, Any] = {
-        "grid": target.geometry if first is None else first.grid,
+        "grid": grid,
         "width": width,
         "measure": measure,
         "regularity": regularity,

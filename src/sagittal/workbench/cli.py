@@ -22,6 +22,7 @@ from sagittal.workbench import (
     dicom_commands,
     field,
     language,
+    registration,
 )
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
@@ -44,6 +45,7 @@ app.add_typer(dicom_commands.app, name="dicomweb", help="Image archives that spe
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
 app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compare.")
 app.add_typer(field.app, name="field", help="Displacement fields: volume change, rotation, inverse, average.")
+app.add_typer(registration.app, name="registration", help="Networks that register: train one.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
 
 app.command()(register)
