@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from sagittal.core.errors import ModelError
 from sagittal.core.optional import optional_import
 from sagittal.registration.levels import coarsened, normalised, on_grid
-from sagittal.registration.motion import brought
+from sagittal.registration.motion import brought, exponential
 from sagittal.registration.network_layers import EXTRAS, Frame, extra_count, layer_shapes, velocity_of
 from sagittal.registration.optimise import Registration, affine_between, from_velocity, register
 from sagittal.registration.similarity import SIMILARITIES, similarity
@@ -149,7 +149,8 @@ def register_by_network(
     matrix = affine_between(moving, fixed, affine, network.measure, report)
     a, b = entered(fixed, frame, "fixed image"), entered(moving, frame, "moving image", matrix)
     found = network.velocity(frame, torch.from_numpy(np.stack([a, b])[None]))
-    moved = brought(b, frame.whole, frame.moved(found)[0].numpy(), frame.whole, frame.whole)[0]
+    displacement = exponential(found[0].numpy(), frame.half)
+    moved = brought(b, frame.whole, displacement, frame.half, frame.whole)[0]
     compare = similarity(network.measure)
     energies: tuple[tuple[float, ...], ...] = ((compare(a, b)[0], compare(a, moved)[0]),)
     report(f"network: {energies[0][0]:.4f} to {energies[0][1]:.4f}")

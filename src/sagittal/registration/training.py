@@ -34,7 +34,7 @@ _TOLD = 100  # steps between two reports
 _LEAST_SCALE = 1e-3
 _KEEP = 0.9, 0.999  # of the means, each step
 _LEAST_ROOT = 1e-8
-_POOLS = (1, 2, 4)  # voxels a side over which images are averaged before they are compared
+_POOLS = (2, 4)  # voxels a side over which images are averaged before they are compared
 
 
 @dataclass(frozen=True, eq=False)
