@@ -280,6 +280,21 @@ def test_the_same_training_gives_the_same_bits_on_any_threads() -> None:
     assert network_bytes(other) != network_bytes(made[0])
 
 
+def test_a_network_in_space_gives_the_same_bits_on_any_threads() -> None:
+    frame = Frame.around(Geometry.from_spacing((64, 64, 48)), Geometry.from_spacing((64, 64, 48)))
+    weights = initial_weights(layer_shapes(16, 2, 3), 0)
+    weights["velocity.weight"] += 0.01
+    network = dataclasses.replace(untrained(frame.whole), weights=weights, width=16)
+    pair = torch.rand((1, 2, *frame.whole.shape), generator=torch.Generator().manual_seed(0))
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(network.velocity(frame, pair))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -293,6 +308,13 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -
     images = family(FLAT, range(2))
     with pytest.raises(InputError, match=said):
         train_network(images, ball(FLAT), **({"affines": [HERE] * 2, "width": 2, "steps": 1} | wrong))
+
+
+def test_a_training_that_learned_nothing_is_no_network() -> None:
+    with pytest.raises(InputError, match="did not lower the loss"):
+        train_network(
+            family(FLAT, range(2)), ball(FLAT), affines=[HERE] * 2, steps=100, **SETTINGS | {"rate": 0.1}
+        )
 
 
 def test_one_image_is_too_few_without_an_atlas() -> None:

@@ -45,7 +45,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         )
     done = sagittal(
         "registration", "train", folder / "heads", "--fixed", folder / "atlas.nii.gz", "--out",
-        folder / "net.safetensors", "--stages", 2, "--width", 4, "--steps", 150, "--measure", "mean-square", "--json",
+        folder / "net.safetensors", "--stages", 2, "--width", 4, "--steps", 150,
+        "--measure", "mean-square", "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     return folder, json.loads(done.stdout)

@@ -21,7 +21,14 @@ from sagittal.core.errors import ModelError
 from sagittal.core.optional import optional_import
 from sagittal.registration.levels import coarsened, normalised, on_grid
 from sagittal.registration.motion import brought, exponential
-from sagittal.registration.network_layers import EXTRAS, Frame, extra_count, layer_shapes, velocity_of
+from sagittal.registration.network_layers import (
+    EXTRAS,
+    Frame,
+    extra_count,
+    layer_shapes,
+    one_thread,
+    velocity_of,
+)
 from sagittal.registration.optimise import Registration, affine_between, from_velocity, register
 from sagittal.registration.similarity import SIMILARITIES, similarity
 from sagittal.registration.variational import Report, silent
@@ -101,7 +108,7 @@ class RegistrationNetwork:
         """
         torch = optional_import("torch", "language")
         weights = {name: torch.from_numpy(array.copy()) for name, array in self.weights.items()}
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             return frame.vectors(velocity_of(weights, frame.flattened(self.channels(frame, images))))
 
     def channels(self, frame: Frame, images: Array) -> Array:

@@ -6,8 +6,9 @@ one table of arrays, which is what a file holds.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,7 +22,7 @@ from sagittal.volume import Geometry
 from sagittal.volume.field_calculus import Array, combine, curl, log_jacobian
 from sagittal.volume.field_maps import exponentiate, places, sample
 
-__all__ = ["EXTRAS", "Frame", "extra_count", "initial_weights", "layer_shapes", "velocity_of"]
+__all__ = ["EXTRAS", "Frame", "extra_count", "initial_weights", "layer_shapes", "one_thread", "velocity_of"]
 
 _SLOPE = 0.2  # of the leaky rectifiers
 _DEPTH = 4  # times that the resolution is halved
@@ -156,6 +157,18 @@ class Frame:
         """Return channels without the axis of a single voxel: (B, C, ...)."""
         flat = [axis for axis in range(3) if axis not in self.axes]
         return channels.squeeze(2 + flat[0]) if flat else channels
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work with one thread: its convolutions in space have other bits with more."""
+    torch = optional_import("torch", "language")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def extra_count(extra: str | None, dimensions: int) -> int:

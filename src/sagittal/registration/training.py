@@ -20,6 +20,7 @@ from sagittal.registration.network_layers import (
     extra_count,
     initial_weights,
     layer_shapes,
+    one_thread,
     velocity_of,
 )
 from sagittal.registration.optimise import affine_between
@@ -32,6 +33,7 @@ __all__ = ["Training", "train_network"]
 
 _TOLD = 100  # steps between two reports
 _LEAST_SCALE = 1e-3
+_ENOUGH = 100  # steps that must lower the loss
 _KEEP = 0.9, 0.999  # of the means, each step
 _LEAST_ROOT = 1e-8
 _POOLS = (2, 4)  # voxels a side over which images are averaged before they are compared
@@ -89,7 +91,7 @@ def train_network(
 
     Raises:
         InputError: Too few images, a constant one, as many affine maps as there are not images, or a setting
-            that is not positive; a loss that is not finite.
+            that is not positive; a loss that is not finite, or does not fall in 100 steps or more.
         GeometryError: An image that does not overlap, or has another number of dimensions.
         MissingDependencyError: torch or scipy is not installed.
     """
@@ -135,9 +137,7 @@ def train_network(
         "seed": seed,
     }
     start = initial_weights(shapes, seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         if first is not None:
             made |= {"extra": extra, "first": first, "scale": _scale(first, frame, pairs)}
         network = RegistrationNetwork(weights=start, **made)
@@ -156,8 +156,13 @@ def train_network(
                 tensor.grad = None
             if (step + 1) % _TOLD == 0:
                 report(f"step {step + 1} of {steps}: {np.mean(losses[-_TOLD:]):.4f}")
-    finally:
-        torch.set_num_threads(threads)
+    part = steps // 5
+    if steps >= _ENOUGH and not np.mean(losses[-part:]) < np.mean(losses[:part]):
+        raise InputError(
+            "the training did not lower the loss",
+            value=f"{np.mean(losses[:part]):.4f} at first, {np.mean(losses[-part:]):.4f} at last",
+            expected="a smaller rate, or more steps",
+        )
     learned = {name: tensor.detach().numpy() for name, tensor in weights.items()}
     return Training(RegistrationNetwork(weights=learned, **made), tuple(losses))
 
