@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +36,8 @@ _LEAST_SCALE = 1e-3
 _ENOUGH = 100  # steps that must lower the loss
 _KEEP = 0.9, 0.999  # of the means, each step
 _LEAST_ROOT = 1e-8
+
+_Pairs = Iterator[NDArray[np.float32]]  # fixed and moving, (1, 2, i, j, k) each
 _POOLS = (2, 4)  # voxels a side over which images are averaged before they are compared
 
 
@@ -95,8 +97,8 @@ def train_network(
         GeometryError: An image that does not overlap, or has another number of dimensions.
         MissingDependencyError: torch or scipy is not installed.
     """
-    torch = optional_import("torch", "language")
-    compare = similarity(measure)
+    optional_import("torch", "language")
+    similarity(measure)
     if not moving or (fixed is None and len(moving) < 2):
         raise InputError(
             "there are too few images", value=len(moving), expected="one and what it is brought to, or two"
@@ -113,49 +115,35 @@ def train_network(
     if first is not None and extra not in EXTRAS:
         raise InputError("a second stage sees nothing of that name", value=extra, expected=", ".join(EXTRAS))
     target = moving[0] if fixed is None else fixed
-    if first is None:
-        grid = target.geometry if finest_mm is None else coarsened(target.geometry, finest_mm)
-    else:
-        grid = first.grid
+    grid = target.geometry if finest_mm is None else coarsened(target.geometry, finest_mm)
+    grid = grid if first is None else first.grid
     frame = Frame.around(grid, target.geometry)
     images = []
     for number, image in enumerate(moving):
         given = np.eye(4) if fixed is None and number == 0 else None if affines is None else affines[number]
         matrix = affine_between(image, target, given, measure, silent)
         images.append(entered(image, frame, f"image {number}", matrix))
-    still = [] if fixed is None else [entered(fixed, frame, "fixed image")]
+    still = images if fixed is None else [entered(fixed, frame, "fixed image")]
     drawn = _pairs(len(images), fixed is not None, steps, seed)
-    pairs = [np.stack([(still or images)[one], images[other]])[None] for one, other in drawn[: len(images)]]
-    dimensions = len(frame.axes)
-    shapes = layer_shapes(width, 2 + extra_count(None if first is None else extra, dimensions), dimensions)
-    made: dict[str, Any] = {
-        "grid": grid,
-        "width": width,
-        "measure": measure,
-        "regularity": regularity,
-        "steps": steps,
-        "seed": seed,
-    }
-    start = initial_weights(shapes, seed)
+
+    def pairs(count: int) -> _Pairs:
+        return (np.stack([still[one], images[other]])[None] for one, other in drawn[:count])
+
+    inputs = 2 + extra_count(None if first is None else extra, len(frame.axes))
     with one_thread():
-        if first is not None:
-            made |= {"extra": extra, "first": first, "scale": _scale(first, frame, pairs)}
-        network = RegistrationNetwork(weights=start, **made)
-        weights = {name: torch.tensor(array, requires_grad=True) for name, array in start.items()}
-        means = {name: np.zeros((2, *array.shape), np.float32) for name, array in start.items()}
-        losses: list[float] = []
-        for step, (one, other) in enumerate(drawn):
-            pair = torch.from_numpy(np.stack([(still or images)[one], images[other]])[None])
-            steps_seen = velocity_of(weights, frame.flattened(network.channels(frame, pair)))
-            losses.append(descend(frame, frame.vectors(steps_seen), pair, compare, regularity))
-            if not np.isfinite(losses[-1]):
-                raise InputError("the loss is not finite", source=f"step {step}", expected="a smaller rate")
-            now = rate * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
-            for name, tensor in weights.items():
-                tensor.detach().numpy()[...] -= now * _adam(means[name], tensor.grad.numpy(), step + 1)
-                tensor.grad = None
-            if (step + 1) % _TOLD == 0:
-                report(f"step {step + 1} of {steps}: {np.mean(losses[-_TOLD:]):.4f}")
+        network = RegistrationNetwork(
+            weights=initial_weights(layer_shapes(width, inputs, len(frame.axes)), seed),
+            grid=grid,
+            width=width,
+            measure=measure,
+            regularity=regularity,
+            steps=steps,
+            seed=seed,
+            extra=None if first is None else extra,
+            scale=(1.0, 1.0) if first is None else _scale(first, frame, pairs(len(images))),
+            first=first,
+        )
+        learned, losses = _learned(network, frame, pairs(steps), rate, report)
     part = steps // 5
     if steps >= _ENOUGH and not np.mean(losses[-part:]) < np.mean(losses[:part]):
         raise InputError(
@@ -163,8 +151,35 @@ def train_network(
             value=f"{np.mean(losses[:part]):.4f} at first, {np.mean(losses[-part:]):.4f} at last",
             expected="a smaller rate, or more steps",
         )
-    learned = {name: tensor.detach().numpy() for name, tensor in weights.items()}
-    return Training(RegistrationNetwork(weights=learned, **made), tuple(losses))
+    return Training(dataclasses.replace(network, weights=learned), tuple(losses))
+
+
+def _learned(
+    network: RegistrationNetwork,
+    frame: Frame,
+    pairs: Iterator[NDArray[np.float32]],
+    rate: float,
+    report: Report,
+) -> tuple[dict[str, NDArray[np.float32]], list[float]]:
+    """Return the weights after a step for each pair, and the loss of each."""
+    torch = optional_import("torch", "language")
+    compare = similarity(network.measure)
+    weights = {name: torch.tensor(array, requires_grad=True) for name, array in network.weights.items()}
+    means = {name: np.zeros((2, *array.shape), np.float32) for name, array in network.weights.items()}
+    losses: list[float] = []
+    for step, both in enumerate(pairs):
+        pair = torch.from_numpy(both)
+        seen = velocity_of(weights, frame.flattened(network.channels(frame, pair)))
+        losses.append(descend(frame, frame.vectors(seen), pair, compare, network.regularity))
+        if not np.isfinite(losses[-1]):
+            raise InputError("the loss is not finite", source=f"step {step}", expected="a smaller rate")
+        now = rate * 0.5 * (1 + float(np.cos(np.pi * step / network.steps)))
+        for name, tensor in weights.items():
+            tensor.detach().numpy()[...] -= now * _adam(means[name], tensor.grad.numpy(), step + 1)
+            tensor.grad = None
+        if (step + 1) % _TOLD == 0:
+            report(f"step {step + 1} of {network.steps}: {np.mean(losses[-_TOLD:]):.4f}")
+    return {name: tensor.detach().numpy() for name, tensor in weights.items()}, losses
 
 
 def descend(frame: Frame, velocity: Array, pair: Array, compare: Similarity, regularity: float) -> float:
@@ -199,8 +214,6 @@ def _adam(means: NDArray[np.float32], slope: NDArray[np.float32], step: int) -> 
 
 def _pooled(images: Array, size: int, frame: Frame) -> Array:
     """Return means over blocks of so many voxels along each axis."""
-    if size == 1:
-        return images
     blocks = [size if axis in frame.axes else 1 for axis in range(3)]
     return optional_import("torch.nn.functional", "language").avg_pool3d(images, blocks)
 
@@ -216,12 +229,14 @@ def _pairs(count: int, atlas: bool, steps: int, seed: int) -> list[tuple[int, in
     return found[:steps]
 
 
-def _scale(first: RegistrationNetwork, frame: Frame, pairs: Sequence[Any]) -> tuple[float, float]:
+def _scale(
+    first: RegistrationNetwork, frame: Frame, pairs: Sequence[NDArray[np.float32]]
+) -> tuple[float, float]:
     """Return the standard deviations of what the first stage leaves of the pairs of one pass."""
     torch = optional_import("torch", "language")
-    squares = np.zeros(2)
+    squares = []
     for pair in pairs:
         left = frame.described(frame.moved(first.velocity(frame, torch.from_numpy(pair))))
-        squares += [float((layer.double() ** 2).mean()) for layer in left]
-    growth, turning = np.maximum(np.sqrt(squares / len(pairs)), _LEAST_SCALE)
+        squares.append([float((layer.double() ** 2).mean()) for layer in left])
+    growth, turning = np.maximum(np.sqrt(np.mean(squares, axis=0)), _LEAST_SCALE)
     return float(growth), float(turning)
