@@ -157,7 +157,7 @@ def train_network(
 def _learned(
     network: RegistrationNetwork,
     frame: Frame,
-    pairs: Iterator[NDArray[np.float32]],
+    pairs: _Pairs,
     rate: float,
     report: Report,
 ) -> tuple[dict[str, NDArray[np.float32]], list[float]]:
@@ -229,9 +229,7 @@ def _pairs(count: int, atlas: bool, steps: int, seed: int) -> list[tuple[int, in
     return found[:steps]
 
 
-def _scale(
-    first: RegistrationNetwork, frame: Frame, pairs: Sequence[NDArray[np.float32]]
-) -> tuple[float, float]:
+def _scale(first: RegistrationNetwork, frame: Frame, pairs: _Pairs) -> tuple[float, float]:
     """Return the standard deviations of what the first stage leaves of the pairs of one pass."""
     torch = optional_import("torch", "language")
     squares = []
