@@ -203,3 +203,15 @@ def test_a_mask_that_leaves_nothing_is_refused(which: Any) -> None:
         register(image, image, affine=np.eye(4), **{which: Volume(np.ones(GRID.shape, np.uint8), elsewhere)})
     with pytest.raises(InputError, match="leaves nothing"):
         register(image, image, affine=np.eye(4), **{which: Volume(np.zeros(GRID.shape, np.uint8), GRID)})
+
+
+def test_it_begins_at_a_velocity_that_is_given() -> None:
+    moving, fixed, wanted = known(FLAT, 20)
+    affine = affine_registration(moving, fixed)
+    whole = register(moving, fixed, affine=affine)
+    velocity = DisplacementField.from_affine(np.linalg.inv(affine), FLAT).compose(whole.field)
+    kept = register(moving, fixed, affine=affine, start=velocity, iterations=(0,))
+    alone = register(moving, fixed, affine=affine, iterations=(3,))
+    on = register(moving, fixed, affine=affine, start=velocity, iterations=(3,))
+    assert kept.energies[0][0] < alone.energies[0][0]
+    assert np.median(errors(on.field, wanted, fixed)) < 0.5 * np.median(errors(alone.field, wanted, fixed))

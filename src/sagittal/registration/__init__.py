@@ -3,17 +3,26 @@
 from sagittal.registration.affine import affine_registration
 from sagittal.registration.atlas import Atlas, build_atlas
 from sagittal.registration.average import average_transformation, mean_affine
+from sagittal.registration.network import RegistrationNetwork, register_by_network
+from sagittal.registration.network_file import network_bytes, network_from_bytes
 from sagittal.registration.optimise import Registration, register
+from sagittal.registration.training import Training, train_network
 from sagittal.registration.variational import Construction, construct
 
 __all__ = [
     "Atlas",
     "Construction",
     "Registration",
+    "RegistrationNetwork",
+    "Training",
     "affine_registration",
     "average_transformation",
     "build_atlas",
     "construct",
     "mean_affine",
+    "network_bytes",
+    "network_from_bytes",
     "register",
+    "register_by_network",
+    "train_network",
 ]

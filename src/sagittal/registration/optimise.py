@@ -29,7 +29,7 @@ from sagittal.volume import DisplacementField, Geometry, Volume
 from sagittal.volume.field_calculus import Array, combine
 from sagittal.volume.field_maps import inside, places
 
-__all__ = ["Registration", "register"]
+__all__ = ["Registration", "affine_between", "from_velocity", "register"]
 
 _STEP = 0.5  # of a voxel: the largest displacement of a full step
 _SHRINK = 0.7
@@ -81,6 +81,7 @@ def register(
     *,
     measure: str = "local-correlation",
     affine: ArrayLike | None = None,
+    start: DisplacementField | None = None,
     moving_mask: Volume | None = None,
     fixed_mask: Volume | None = None,
     finest_mm: float | None = None,
@@ -96,6 +97,7 @@ def register(
         fixed: The image whose grid is kept.
         measure: "local-correlation", "mean-square", or "mutual-information" for different kinds of images.
         affine: The affine map from fixed to moving space, (4, 4) in RAS+ mm; by default it is looked for.
+        start: The velocity to begin with, in the space of ``fixed`` on any grid; by default none moves.
         moving_mask: Where ``moving`` counts, 0 where it does not (a lesion that the other has not, another
             object) and 1 or more where it does; on any grid. The affine map is looked for without masks.
         fixed_mask: The same for ``fixed``.
@@ -116,29 +118,14 @@ def register(
         MissingDependencyError: torch or scipy is not installed.
     """
     compare = similarity(measure)
-    _require_one_dimension(fixed.geometry, moving.geometry)
     if not iterations or min(iterations) < 0:
         raise InputError("not a number of iterations for each level", value=list(iterations))
-    search = AffineSearch(moving, fixed, multimodal=measure == "mutual-information")
-    if affine is None:
-        report("affine")
-        matrix = search.found()
-    else:
-        matrix = np.array(affine, dtype=np.float64)
-        if (
-            matrix.shape != (4, 4)
-            or not np.isfinite(matrix).all()
-            or abs(np.linalg.det(matrix[:3, :3])) < 1e-6
-        ):
-            raise InputError(
-                "not an affine map", value=f"shape {matrix.shape}", expected="invertible, (4, 4)"
-            )
-    _require_overlap(fixed.geometry, moving.geometry, matrix)
+    matrix, alike = affine_between(moving, fixed, affine, measure, report)
     images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
     masks = weights(fixed_mask, fixed, "fixed mask"), weights(moving_mask, moving, "moving mask")
     finest = min(s for s, n in zip(fixed.geometry.spacing, fixed.shape, strict=True) if n > 1)
     finest = max(finest, finest_mm or 0.0)
-    velocity, energies = DisplacementField.identity(fixed.geometry), []
+    velocity, energies = start or DisplacementField.identity(fixed.geometry), []
     for number, most in enumerate(iterations):
         width = finest * 2 ** (len(iterations) - 1 - number)
         grids = coarsened(fixed.geometry, width), coarsened(moving.geometry, width)
@@ -154,8 +141,37 @@ def register(
         velocity, found = level.descended(velocity, most)
         energies.append(found)
         report(f"{width:g} mm: {found[0]:.4f} to {min(found):.4f} in {len(found) - 1} iterations")
-    alike = alike_and_otherwise(search, matrix, given=affine is not None)
-    return _result(velocity, matrix, fixed.geometry, moving.geometry, tuple(energies), alike)
+    return from_velocity(velocity, matrix, fixed.geometry, moving.geometry, tuple(energies), alike)
+
+
+def affine_between(
+    moving: Volume, fixed: Volume, given: ArrayLike | None, measure: str, report: Report
+) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    """Return the affine map from fixed to moving space, looked for where none is given, and how alike it makes.
+
+    The second are :attr:`Registration.alike`.
+
+    Raises:
+        InputError: What is given is not an affine map, or an image is constant.
+        GeometryError: The images do not overlap under it, or cannot: see :func:`register`.
+    """
+    _require_one_dimension(fixed.geometry, moving.geometry)
+    search = AffineSearch(moving, fixed, multimodal=measure == "mutual-information")
+    if given is None:
+        report("affine")
+        matrix = search.found()
+    else:
+        matrix = np.array(given, dtype=np.float64)
+        if (
+            matrix.shape != (4, 4)
+            or not np.isfinite(matrix).all()
+            or abs(np.linalg.det(matrix[:3, :3])) < 1e-6
+        ):
+            raise InputError(
+                "not an affine map", value=f"shape {matrix.shape}", expected="invertible, (4, 4)"
+            )
+    _require_overlap(fixed.geometry, moving.geometry, matrix)
+    return matrix, alike_and_otherwise(search, matrix, given=given is not None)
 
 
 def _require_one_dimension(fixed: Geometry, moving: Geometry) -> None:
@@ -248,7 +264,7 @@ def _flat(energies: list[float]) -> bool:
     return min(energies[:-_WINDOW]) - lowest <= _GAIN * (energies[0] - lowest)
 
 
-def _result(
+def from_velocity(
     velocity: DisplacementField,
     matrix: NDArray[np.float64],
     fixed: Geometry,
@@ -256,6 +272,7 @@ def _result(
     energies: tuple[tuple[float, ...], ...],
     alike: tuple[float, float],
 ) -> Registration:
+    """Return the registration that a velocity in the space of the fixed image makes with an affine map."""
     whole = velocity.resample(fixed).vectors.astype(np.float32)
     there, back = (exponential(np.float32(sign) * whole, fixed) for sign in (1, -1))
     linear = DisplacementField.from_affine(matrix, fixed).vectors

@@ -187,13 +187,16 @@ def _sample_torch(values: Array, index: Array) -> Array:
     batch = values.reshape(1, -1, *shape) if index.ndim == 4 else values.reshape(-1, values.shape[-4], *shape)
     places = index.reshape(-1, *index.shape[-4:])
     # grid_sample counts from -1 at the first voxel's centre to 1 at the last one's, last axis first.
+    wide = [axis for axis, count in enumerate(shape) if count > 1]
+    wide = wide if len(wide) == 2 else [0, 1, 2]  # in a slice, four neighbours say what eight would
     scaled = [
-        places[:, axis] * (2 / (count - 1)) - 1 if count > 1 else places[:, axis] * 0
-        for axis, count in enumerate(shape)
+        places[:, axis] * (2 / (shape[axis] - 1)) - 1 if shape[axis] > 1 else places[:, axis] * 0
+        for axis in wide
     ]
-    found = functional.grid_sample(
-        batch, torch.stack(scaled[::-1], -1), mode="bilinear", padding_mode="border", align_corners=True
-    )
+    grid = torch.stack(scaled[::-1], -1)
+    if len(wide) == 2:
+        batch, grid = batch.reshape(*batch.shape[:2], *(shape[axis] for axis in wide)), grid.flatten(2, 3)
+    found = functional.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=True)
     return found.reshape(*values.shape[:-3], *index.shape[-3:])
 
 

@@ -23,6 +23,7 @@ from sagittal.workbench import (
     dicom_commands,
     field,
     language,
+    registration,
 )
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
@@ -47,6 +48,7 @@ app.add_typer(assets_commands.app, name="assets", help="Pinned models and images
 app.add_typer(atlas.app, name="atlas", help="Atlases: mean pose, size, shape and image of many subjects.")
 app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compare.")
 app.add_typer(field.app, name="field", help="Displacement fields: volume change, rotation, inverse, average.")
+app.add_typer(registration.app, name="registration", help="Networks that register: train one.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
 
 app.command()(register)

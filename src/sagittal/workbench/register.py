@@ -16,7 +16,7 @@ from sagittal.workbench.output import emit, speaks
 
 __all__ = ["register"]
 
-_METHODS = ("affine", "diffeomorphic")
+_METHODS = ("affine", "diffeomorphic", "network")
 
 
 @speaks
@@ -24,7 +24,7 @@ def register(
     moving: Annotated[Path, typer.Argument(help="The image that is brought to the other.")],
     fixed: Annotated[Path, typer.Argument(help="The image that stays as it is.")],
     out: Annotated[Path, typer.Option(help="Folder of what is found.")],
-    method: Annotated[str, typer.Option(help="diffeomorphic, or affine alone.")] = "diffeomorphic",
+    method: Annotated[str, typer.Option(help="diffeomorphic, network, or affine alone.")] = "diffeomorphic",
     measure: Annotated[
         str, typer.Option(help="local-correlation, mean-square or mutual-information.")
     ] = "local-correlation",
@@ -34,12 +34,19 @@ def register(
     fixed_mask: Annotated[Path | None, typer.Option(help="Where the fixed image counts.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Labels of the moving image, to carry over.")] = None,
     finest: Annotated[float | None, typer.Option(help="Voxel width of the last level, mm.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="What 'sagittal registration train' has written, for the network.")
+    ] = None,
+    refine: Annotated[
+        int, typer.Option(min=0, help="Iterations that go on from what the network found.")
+    ] = 0,
     json_file: Annotated[
         str | None,
         typer.Option("--json", metavar="FILE", help="Write the result; '-' prints it as one line."),
     ] = None,
 ) -> None:
     """Bring an image to another: the image, the field, its inverse, and the local volume change."""
+    from sagittal.registration import network_from_bytes, register_by_network
     from sagittal.registration import register as registered
     from sagittal.volume import read_volume, write_field, write_nifti
 
@@ -47,21 +54,38 @@ def register(
         raise InputError(
             "there is no such method", source="--method", value=method, expected=", ".join(_METHODS)
         )
+    network = None
+    if (method == "network") != (model is not None) or (refine and model is None):
+        raise InputError(
+            "--model and --refine belong to the method 'network', which needs a model",
+            source="--method",
+            value=method,
+        )
+    if model is not None:
+        if moving_mask is not None or fixed_mask is not None or finest is not None:
+            raise InputError("a network takes no masks and no voxel width", source="--method", value=method)
+        if not model.is_file():
+            raise InputError("there is no such file", source=model, expected="a network")
+        network = network_from_bytes(model.read_bytes(), model)
+        measure = network.measure
     started, cpu = time.perf_counter(), time.process_time()
     images = read_volume(moving), read_volume(fixed)
     carried, *masks = (
         None if path is None else read_volume(path) for path in (labels, moving_mask, fixed_mask)
     )
     with status(quiet=json_file == "-") as report:
-        found = registered(
-            *images,
-            measure=measure,
-            moving_mask=masks[0],
-            fixed_mask=masks[1],
-            finest_mm=finest,
-            iterations=(0,) if method == "affine" else (60, 40, 20),
-            report=report,
-        )
+        if network is not None:
+            found = register_by_network(*images, network, refine=(refine,) if refine else (), report=report)
+        else:
+            found = registered(
+                *images,
+                measure=measure,
+                moving_mask=masks[0],
+                fixed_mask=masks[1],
+                finest_mm=finest,
+                iterations=(0,) if method == "affine" else (60, 40, 20),
+                report=report,
+            )
         files = {name: out / f"{name}.nii.gz" for name in ("warped", "field", "inverse", "log_jacobian")}
         if carried is not None:
             files["labels"] = out / "labels.nii.gz"
