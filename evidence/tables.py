@@ -1,4 +1,4 @@
-"""Make pages of docs/ from JSON that scripts have measured: evidence, language, reliability and low-dose-ct.
+"""Make pages of docs/ from JSON that scripts have measured: evidence, language, reliability, low-dose-ct, registration.
 
 Nothing in the first page is typed by hand; the prose of the others stands in files ending in .md.in. With --figures
 the second page's figures are drawn again as well, which needs matplotlib.
@@ -142,11 +142,12 @@ if __name__ == "__main__":
     import language_figures
     import language_page
     import low_dose_page
+    import registration_page
     import reliability_page
 
     if "--figures" in sys.argv[1:]:
         language_figures.figure()
         language_figures.growth_figure()
     PAGE.write_text(page())
-    for made in (language_page, low_dose_page, reliability_page):
+    for made in (language_page, low_dose_page, registration_page, reliability_page):
         made.PAGE.write_text(made.page(), encoding="utf-8")
