@@ -1,4 +1,5 @@
-"""Make pages of docs/ from JSON that scripts have measured: evidence, language and others.
+    pages = (atlas_page, language_page, low_dose_page, registration_page, registration_network_page)
+    for made in (*pages, reliability_page):
 
 Nothing in the first page is typed by hand; the prose of the others stands in files ending in .md.in. With --figures
 the second page's figures are drawn again as well, which needs matplotlib.
@@ -143,12 +144,20 @@ if __name__ == "__main__":
     import language_figures
     import language_page
     import low_dose_page
+<<<<<<< HEAD
     import registration_network_page
+=======
+    import registration_page
+>>>>>>> rival
     import reliability_page
 
     if "--figures" in sys.argv[1:]:
         language_figures.figure()
         language_figures.growth_figure()
     PAGE.write_text(page())
+<<<<<<< HEAD
     for made in (atlas_page, language_page, low_dose_page, registration_network_page, reliability_page):
+=======
+    for made in (language_page, low_dose_page, registration_page, reliability_page):
+>>>>>>> rival
         made.PAGE.write_text(made.page(), encoding="utf-8")

@@ -1,0 +1,276 @@
+"""How far from the truth does registration lead, and what does it cost, beside others' programs?
+
+    python evidence/registration.py --colin FOLDER --heads pyradiomics-3.0.1.tar.gz [--only NAME] [--json F]
+
+``known-fields``: real images (Colin27 of Debian's mricron-data; two heads of pyradiomics' source distribution),
+each with a copy of itself that a known random map has warped and that is degraded otherwise
+(registration_data.py). Settings were chosen on the MNI152 template with maps of other seeds: each method among
+as many, by the median error. ``colin27-mni``: a person to an average, both real, without a truth; what counts
+is the overlap of tissues, which is a proxy: they come from the brightness of the same images. ``speed``: ours at
+1 mm with one thread and with two.
+
+Every registration is a process of its own with one thread, and starts from the same affine map, found by
+SimpleITK (registration_methods.py); its time is not counted. Rows that are there are not made again but for
+those of --methods with --again. Writes evidence/results/registration.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from registration_data import STRENGTHS, Pair, colin_mni, known_pair, originals, template
+
+from sagittal.core.files import atomic_path
+from sagittal.volume import DisplacementField, Volume, read_volume, write_nifti
+
+RESULT = Path(__file__).parent / "results" / "registration.json"
+METHOD = Path(__file__).parent / "registration_methods.py"
+SETS = ("known-fields", "colin27-mni", "speed")
+SPACING_MM = 2.0
+TUNING = (("medium", 1001), ("large", 1002))
+JUDGING = {"Colin27": (1,), "pyradiomics brain1": (3,), "pyradiomics brain2": (4,)}
+"""Seeds of the known maps, for each strength."""
+
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "identity": [{}],
+    "affine": [{}],
+    "diffeomorphic": [{"update_smoothing": sigma} for sigma in (3.5, 5.0, 7.0, 9.0)],
+    "SimpleITK demons": [{"iterations": [60, 40, 20], "sigma": sigma} for sigma in (1.0, 1.5, 2.0, 3.0)],
+    "SimpleITK B-spline": [
+        {"iterations": 20, "share": 0.05, "mesh_mm": mesh, "metric": metric}
+        for metric in ("mutual-information", "correlation")
+        for mesh in (40, 25)
+    ],
+    "picsl_greedy": [
+        {"iterations": "100x50x20", "sigmas": sigmas}
+        for sigmas in ("1.732vox 0.707vox", "2.5vox 0.707vox", "3.5vox 0.707vox", "5vox 1vox")
+    ],
+    "ANTsPy SyN": [
+        {"syn_metric": metric, "syn_sampling": sampling, "reg_iterations": counts, "flow_sigma": sigma}
+        for metric, sampling, counts, sigma in (
+            ("mattes", 32, [40, 20, 0], 3),  # as it comes
+            ("CC", 2, [60, 40, 0], 3),
+            ("CC", 2, [60, 40, 0], 6),
+            ("CC", 2, [60, 40, 10], 4.5),
+        )
+    ],
+}
+PACKAGES = {
+    "SimpleITK demons": "SimpleITK",
+    "SimpleITK B-spline": "SimpleITK",
+    "picsl_greedy": "picsl_greedy",
+    "ANTsPy SyN": "antspyx",
+}
+Row = dict[str, Any]
+KEYS = {"tuning": ("method",), "rows": ("set", "image", "strength", "seed", "method", "threads")}
+
+
+class Results:
+    """Rows by what they are of, kept in one JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.facts: Row = kept.get("facts", {})
+        self.parts = {part: {self.key(part, row): row for row in kept.get(part, [])} for part in KEYS}
+
+    @staticmethod
+    def key(part: str, row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in KEYS[part])
+
+    def add(self, part: str, row: Row) -> None:
+        self.parts[part][self.key(part, row)] = row
+        print(json.dumps(row), flush=True)
+        self.write()
+
+    def drop(self, methods: Sequence[str]) -> None:
+        for part, rows in self.parts.items():
+            self.parts[part] = {key: row for key, row in rows.items() if row["method"] not in methods}
+
+    def write(self) -> None:
+        text = ['{\n"facts": ' + json.dumps(self.facts)]
+        for part, rows in self.parts.items():
+            ordered = sorted(rows.values(), key=lambda row, part=part: tuple(map(str, self.key(part, row))))
+            text.append(f'"{part}": [\n' + ",\n".join(json.dumps(row) for row in ordered) + "\n]")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.path) as temporary:
+            temporary.write_text(",\n".join(text) + "\n}\n", encoding="utf-8")
+
+
+class Workplace:
+    """A folder with one pair of images, and the affine map from which all start."""
+
+    def __init__(self, pair: Pair, folder: str) -> None:
+        self.pair, self.folder = pair, Path(folder)
+        write_nifti(pair.moving, self.folder / "moving.nii.gz")
+        write_nifti(pair.fixed, self.folder / "fixed.nii.gz")
+        self._call("start", {}, 1)
+
+    def run(self, method: str, options: Row, threads: int = 1) -> Row:
+        """Register, and return what it cost and how good it is."""
+        for name in ("field.npy", "inverse.npy", "cost.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        self._call(method, options, threads)
+        fixed, moving = (read_volume(self.folder / f"{n}.nii.gz").geometry for n in ("fixed", "moving"))
+        field = DisplacementField(np.load(self.folder / "field.npy"), fixed)
+        back = self.folder / "inverse.npy"
+        inverse = DisplacementField(np.load(back), moving) if back.is_file() else None
+        cost = json.loads((self.folder / "cost.json").read_text())
+        return {**measured(self.pair, field, inverse), **{name: short(value) for name, value in cost.items()}}
+
+    def _call(self, method: str, options: Row, threads: int) -> None:
+        named = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+        done = subprocess.run(
+            [sys.executable, METHOD, method, json.dumps(options), self.folder],
+            env=os.environ | dict.fromkeys(named, str(threads)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{method} {options}: {done.stdout[-500:]} {done.stderr[-1500:]}")
+
+
+def measured(pair: Pair, field: DisplacementField, inverse: DisplacementField | None) -> Row:
+    """Return errors in mm, overlaps, folds and how far the inverse leads from where it should."""
+    row: Row = {"tre_mm": None, "tre_95_mm": None, "tre_before_mm": None, "dice_mean": None}
+    if pair.truth is not None:
+        apart = np.linalg.norm(field.vectors - pair.truth.vectors, axis=0)[pair.mask]
+        row["tre_mm"], row["tre_95_mm"] = short(np.median(apart)), short(np.percentile(apart, 95))
+        row["tre_before_mm"] = short(np.median(pair.truth.magnitude[pair.mask]))
+    if pair.labels is not None:
+        row["dice_mean"] = short(dice(pair.labels[0], field.warp(pair.labels[1], "label"), pair.mask))
+    row["folds"] = int((field.determinant[pair.mask] <= 0).sum())
+    row["inverse_consistency_mm"] = (
+        None if inverse is None else short(inverse.compose(field).magnitude[pair.mask].mean())
+    )
+    return row
+
+
+def dice(wanted: Volume, found: Volume, mask: NDArray[np.bool_]) -> float:
+    """Return the mean overlap of all labels that there are, where the mask says."""
+    a, b = np.where(mask, wanted.array, 0), np.where(mask, found.array, 0)
+    each = [2 * np.mean((a == n) & (b == n)) / np.mean((a == n) * 1.0 + (b == n)) for n in np.unique(a) if n]
+    return float(np.mean(each))
+
+
+def short(value: Any) -> float:
+    return float(f"{float(value):.4g}")
+
+
+def at_work(pair: Pair, tasks: Callable[[Workplace], None]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tasks(Workplace(pair, folder))
+
+
+def tune(results: Results, methods: Iterable[str]) -> None:
+    wanted = [name for name in methods if (name,) not in results.parts["tuning"]]
+    errors: dict[str, list[list[float]]] = {name: [[] for _ in SETTINGS[name]] for name in wanted}
+    costs: dict[str, list[list[float]]] = {name: [[] for _ in SETTINGS[name]] for name in wanted}
+    for strength, seed in TUNING if wanted else ():
+
+        def tasks(place: Workplace) -> None:
+            for name in wanted:
+                for number, options in enumerate(SETTINGS[name]):
+                    row = place.run(name, options)
+                    errors[name][number].append(row["tre_mm"])
+                    costs[name][number].append(row["cpu_seconds"])
+                    print("tuning", name, options, row, flush=True)
+
+        at_work(known_pair(*template(), strength=strength, seed=seed, spacing_mm=SPACING_MM), tasks)
+    for name in wanted:
+        best = min(range(len(errors[name])), key=lambda number: median(errors[name][number]))
+        row: Row = {"method": name, "options": SETTINGS[name], "tre_mm": errors[name], "best": best}
+        results.add("tuning", row | {"cpu_seconds": costs[name]})
+
+
+def judge(results: Results, methods: Sequence[str], facts: Row, make: Callable[[], Pair]) -> None:
+    wanted = [n for n in methods if results.key("rows", facts | {"method": n}) not in results.parts["rows"]]
+
+    def tasks(place: Workplace) -> None:
+        for name in wanted:
+            tuned = results.parts["tuning"][(name,)]
+            options = tuned["options"][tuned["best"]]
+            row = facts | {"method": name, "options": options}
+            results.add("rows", row | place.run(name, options, facts["threads"]))
+
+    if wanted:
+        at_work(make(), tasks)
+
+
+def installed(methods: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the methods that can be run here, and the versions of what they come from."""
+    found, versions = [], {}
+    for name in methods:
+        package = PACKAGES.get(name)
+        try:
+            versions |= {package: version(package)} if package else {}
+            found.append(name)
+        except PackageNotFoundError:
+            print(f"{package} is not installed: no {name}", file=sys.stderr)
+    return found, versions
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--colin", type=Path, help="folder of ch2bet.nii.gz and aal.nii.gz")
+    parser.add_argument("--heads", type=Path, help="source distribution of pyradiomics 3.0.1")
+    parser.add_argument("--only", choices=SETS)
+    parser.add_argument("--methods", type=lambda text: text.split(";"), default=list(SETTINGS))
+    parser.add_argument("--again", action="store_true", help="drop what is there of --methods first")
+    parser.add_argument("--json", type=Path, default=RESULT)
+    given = parser.parse_args(arguments)
+    results = Results(given.json)
+    methods, versions = installed(given.methods)
+    if given.again:
+        results.drop(methods)
+    results.facts |= {"system": platform.platform(), "python": platform.python_version()}
+    results.facts |= {"spacing_mm": SPACING_MM, "tuning_pairs": [list(pair) for pair in TUNING]}
+    results.facts["versions"] = results.facts.get("versions", {}) | versions
+    tune(results, methods)
+    wanted = SETS if given.only is None else (given.only,)
+    images = originals(given.colin, given.heads)
+    if "known-fields" in wanted:
+        for image, seeds in JUDGING.items():
+            for seed in seeds if image in images else ():
+                for strength in STRENGTHS:
+                    facts = {"set": "known-fields", "image": image, "strength": strength, "seed": seed}
+                    judge(
+                        results,
+                        methods,
+                        facts | {"threads": 1},
+                        lambda image=image, strength=strength, seed=seed: known_pair(
+                            *images[image], strength=strength, seed=seed, spacing_mm=SPACING_MM
+                        ),
+                    )
+    if "colin27-mni" in wanted and given.colin:
+        facts = {"set": "colin27-mni", "image": "Colin27 to MNI152", "strength": "", "seed": 0, "threads": 1}
+        judge(results, methods, facts, lambda: colin_mni(given.colin, SPACING_MM))
+    if "speed" in wanted and given.colin:
+        for threads in (1, 2):
+            facts = {"set": "speed", "image": "Colin27 to MNI152, 1 mm", "strength": "", "seed": 0}
+            judge(
+                results,
+                [name for name in methods if name == "diffeomorphic"],
+                facts | {"threads": threads},
+                lambda: colin_mni(given.colin, 1.0),
+            )
+
+
+if __name__ == "__main__":
+    main()

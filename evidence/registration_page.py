@@ -1,0 +1,222 @@
+"""Make docs/registration.md from registration.md.in and the JSON of evidence/registration.py.
+
+A part that has not been measured is said to be missing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "registration.md"
+RESULT = HERE / "results" / "registration.json"
+MISSING = "*Not measured yet.*"
+OURS = "diffeomorphic"
+FLOORS = ("identity", "affine")
+STRENGTHS = ("small", "medium", "large")
+KNOWN, PROXY, SPEED = "known-fields", "colin27-mni", "speed"
+
+Row = dict[str, Any]
+
+
+def page(path: Path = RESULT) -> str:
+    empty: Row = {"facts": {}, "tuning": [], "rows": []}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    made: dict[str, Callable[[Row], str]] = {
+        "tuning-pairs": tuning_pairs,
+        "versions": versions,
+        "targets": targets,
+        "known": known,
+        "strengths": strengths,
+        "proxy": proxy,
+        "speed": speed,
+        "confidence": confidence,
+        "settings": settings,
+        "default": default,
+    }
+    template = (HERE / "registration.md.in").read_text(encoding="utf-8")
+    wanted = re.findall(r"\{\{(.+?)\}\}", template)
+    if sorted(wanted) != sorted(made):
+        raise ValueError(f"registration.md.in and the tables do not agree: {set(wanted) ^ set(made)}")
+    return re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]](kept), template).rstrip() + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    body = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    if not body:
+        return MISSING
+    return "\n".join(["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *body])
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def of(kept: Row, part: str) -> dict[str, list[Row]]:
+    """Return the rows of a set by their method, ours first, then rivals, then floors."""
+    found: dict[str, list[Row]] = {}
+    for row in kept["rows"]:
+        if row["set"] == part:
+            found.setdefault(row["method"], []).append(row)
+    rank = {OURS: 0} | dict.fromkeys(FLOORS, 2)
+    return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], 1), item[0])))
+
+
+def middle(rows: Sequence[Row], name: str) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None]
+    return median(values) if values else None
+
+
+def rivals(methods: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    return {name: rows for name, rows in methods.items() if name != OURS and name not in FLOORS}
+
+
+def tuning_pairs(kept: Row) -> str:
+    pairs = [f"{strength} ({seed})" for strength, seed in kept["facts"].get("tuning_pairs", [])]
+    return " and ".join(pairs) or MISSING
+
+
+def versions(kept: Row) -> str:
+    found = kept["facts"].get("versions", {})
+    return (
+        "Versions: " + ", ".join(f"{name} {found[name]}" for name in sorted(found)) + "."
+        if found
+        else MISSING
+    )
+
+
+def targets(kept: Row) -> str:
+    lines = []
+    methods, overlaps, fast = of(kept, KNOWN), of(kept, PROXY), of(kept, SPEED)
+    others = rivals(methods)
+    if OURS in methods and others:
+        best = min(others, key=lambda name: middle(others[name], "tre_mm") or 0.0)
+        mine, theirs = (middle(rows, "tre_mm") or 0.0 for rows in (methods[OURS], others[best]))
+        pairs = zip(methods[OURS], others[best], strict=True)
+        ratio = median(a["cpu_seconds"] / b["cpu_seconds"] for a, b in pairs)
+        lines.append(("median error, of that of the best other", "1.00", f"{mine / theirs:.2f} ({best})"))
+        lines.append(("processor time, of the same", "0.50", f"{ratio:.2f}"))
+    if OURS in overlaps and rivals(overlaps):
+        scores = {name: rows[0]["dice_mean"] for name, rows in rivals(overlaps).items()}
+        best = max(scores, key=lambda name: scores[name])
+        lines.append(
+            (
+                "proxy Dice, of that of the best other",
+                "1.000",
+                f"{overlaps[OURS][0]['dice_mean'] / scores[best]:.3f} ({best})",
+            )
+        )
+    if OURS in fast:
+        seconds = max(row["wall_seconds"] for row in fast[OURS] if row["threads"] == 2)
+        lines.append(("1 mm on two cores, seconds", "180", f"{seconds:.0f}"))
+    mine_all = [row for part in (KNOWN, PROXY, SPEED) for row in of(kept, part).get(OURS, [])]
+    if mine_all:
+        lines.append(("folds", "0", str(sum(row["folds"] for row in mine_all))))
+        worst = max(row["inverse_consistency_mm"] for row in mine_all)
+        lines.append(("inverse consistency, mm, the worst", "below 0.2", f"{worst:.3f}"))
+    return table(["target", "wanted", "found"], lines)
+
+
+def known(kept: Row) -> str:
+    return table(
+        ["method", "pairs", "median, mm", "95 %, mm", "Dice", "CPU s", "folds", "own inverse, mm"],
+        (
+            [
+                name,
+                len(rows),
+                number(middle(rows, "tre_mm"), 3),
+                number(middle(rows, "tre_95_mm")),
+                number(middle(rows, "dice_mean"), 3),
+                number(middle(rows, "cpu_seconds"), 1),
+                sum(row["folds"] for row in rows),
+                number(middle(rows, "inverse_consistency_mm"), 3),
+            ]
+            for name, rows in of(kept, KNOWN).items()
+        ),
+    )
+
+
+def strengths(kept: Row) -> str:
+    def cells(rows: list[Row]) -> list[str]:
+        parts = ([row for row in rows if row["strength"] == strength] for strength in STRENGTHS)
+        return [number(middle(part, "tre_mm"), 3) for part in parts]
+
+    return table(["method", *STRENGTHS], ([name, *cells(rows)] for name, rows in of(kept, KNOWN).items()))
+
+
+def proxy(kept: Row) -> str:
+    return table(
+        ["method", "mean Dice", "CPU s", "folds", "own inverse, mm"],
+        (
+            [
+                name,
+                number(row["dice_mean"], 3),
+                number(row["cpu_seconds"], 1),
+                row["folds"],
+                number(row["inverse_consistency_mm"], 3),
+            ]
+            for name, rows in of(kept, PROXY).items()
+            for row in rows
+        ),
+    )
+
+
+def speed(kept: Row) -> str:
+    return table(
+        ["threads", "wall s", "CPU s", "mean Dice (proxy)", "folds"],
+        (
+            [
+                row["threads"],
+                number(row["wall_seconds"], 0),
+                number(row["cpu_seconds"], 0),
+                number(row["dice_mean"], 3),
+                row["folds"],
+            ]
+            for row in of(kept, SPEED).get(OURS, [])
+        ),
+    )
+
+
+def confidence(kept: Row) -> str:
+    rows = [row["confidence"] for row in of(kept, KNOWN).get(OURS, []) if "confidence" in row]
+    places = ("flat", "textured")
+    return table(
+        ["where", "below the expected", "below twice that", "rank correlation", "expected / true error"],
+        (
+            [
+                place,
+                f"{100 * mean(row[place]['below'] for row in rows):.0f} %",
+                f"{100 * mean(row[place]['below_twice'] for row in rows):.0f} %",
+                number(mean(row[place]["rank"] for row in rows)),
+                number(mean(row[place]["ratio"] for row in rows)),
+            ]
+            for place in places
+            if rows
+        ),
+    )
+
+
+def settings(kept: Row) -> str:
+    def said(options: Row) -> str:
+        return ", ".join(f"{name} {value}" for name, value in options.items()) or "-"
+
+    return table(
+        ["method", "chosen among four", "median error when chosen, mm"],
+        (
+            [row["method"], said(row["options"][row["best"]]), number(median(row["tre_mm"][row["best"]]), 3)]
+            for row in kept["tuning"]
+            if row["method"] not in FLOORS
+        ),
+    )
+
+
+def default(kept: Row) -> str:
+    row = next((row for row in kept["tuning"] if row["method"] == OURS), None)
+    if row is None:
+        return MISSING
+    return f"The setting chosen here was {row['options'][row['best']]}."

@@ -1,0 +1,141 @@
+"""A slice of the evidence on registration comes out again, and its page says what the file says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sagittal.registration.filters import gaussian
+from sagittal.volume import DisplacementField, Geometry, Volume
+
+for package in ("SimpleITK", "torch", "scipy", "sklearn"):
+    pytest.importorskip(package)
+
+EVIDENCE = Path(__file__).parents[2] / "evidence"
+
+
+@pytest.fixture(autouse=True)
+def _beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EVIDENCE))
+
+
+def script(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Any:
+    """A synthetic head of 3 mm and itself, warped by a known map."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EVIDENCE))
+        shape = (48, 56, 44)
+        grid = Geometry(shape, np.array([[-3.0, 0, 0, 70], [0, 3, 0, -80], [0, 0, 3, -60], [0, 0, 0, 1]]))
+        random = np.random.default_rng(0)
+        detail = gaussian(random.normal(size=shape), (2, 2, 2))
+        index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+        round_ = np.linalg.norm((index / (np.array(shape) - 1) - 0.5), axis=-1) < 0.38
+        image = gaussian(100 * round_ * (2 + detail / detail.std()).clip(0), (0.7, 0.7, 0.7))
+        labels = Volume((round_ * (1 + (detail > 0))).astype(np.uint8), grid)
+        original = Volume(image.astype(np.float32), grid)
+        return script("registration_data").known_pair(
+            original, labels, strength="small", seed=5, spacing_mm=4.0
+        )
+
+
+def test_the_truth_leads_from_the_fixed_image_to_the_moving_one(pair: Any) -> None:
+    def unlike(field: DisplacementField) -> float:
+        return float(np.corrcoef(field.warp(pair.moving).array[pair.mask], pair.fixed.array[pair.mask])[0, 1])
+
+    turned = DisplacementField(-pair.truth.vectors, pair.truth.geometry)
+    assert pair.truth.folds == 0
+    assert unlike(pair.truth) > unlike(DisplacementField.identity(pair.truth.geometry)) > unlike(turned)
+    measured = script("registration").measured
+    right, wrong = (measured(pair, field, None) for field in (pair.truth, turned))
+    assert right["tre_mm"] == 0
+    assert wrong["tre_mm"] == pytest.approx(2 * right["tre_before_mm"], rel=1e-3)
+    assert right["dice_mean"] > max(0.8, wrong["dice_mean"])
+
+
+def test_every_method_that_is_installed_comes_nearer_to_the_truth(pair: Any) -> None:
+    run = script("registration")
+    methods, _ = run.installed(run.SETTINGS)
+    found: dict[str, Any] = {}
+
+    def tasks(place: Any) -> None:
+        for name in methods:
+            found[name] = place.run(name, run.SETTINGS[name][0])
+
+    run.at_work(pair, tasks)
+    assert found["diffeomorphic"]["cpu_seconds"] > 0
+    assert found["diffeomorphic"]["inverse_consistency_mm"] < 0.2
+    for name in set(found) - {"identity"}:
+        assert found[name]["tre_mm"] < found["identity"]["tre_mm"], name
+    assert found["diffeomorphic"]["tre_mm"] < 0.5 * found["affine"]["tre_mm"]
+
+
+def test_rows_that_are_there_are_kept_and_may_be_made_again(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = script("registration")
+    monkeypatch.setattr(run, "template", lambda: (None, None))
+    monkeypatch.setattr(run, "originals", lambda colin, heads: {"Colin27": (None, None)})
+    monkeypatch.setattr(run, "known_pair", lambda *images, **how: pair)
+    monkeypatch.setattr(run, "STRENGTHS", {"small": 2.5})
+    monkeypatch.setattr(run, "TUNING", (("small", 9),))
+    out = tmp_path / "out.json"
+    arguments = ["--only", "known-fields", "--methods", "identity;affine", "--json", str(out)]
+    run.main(arguments)
+    kept = json.loads(out.read_text())
+    assert {row["method"] for row in kept["rows"]} == {"identity", "affine"}
+    broken = json.loads(out.read_text())
+    for row in broken["rows"]:
+        row["tre_mm"] = -1
+    out.write_text(json.dumps(broken))
+    run.main(arguments)
+    assert all(row["tre_mm"] == -1 for row in json.loads(out.read_text())["rows"])
+    run.main([*arguments, "--again"])
+    assert all(row["tre_mm"] > 0 for row in json.loads(out.read_text())["rows"])
+
+
+def test_labels_count_where_the_mask_says(pair: Any) -> None:
+    dice = script("registration").dice
+    grid = pair.labels[0].geometry
+    a = np.zeros(grid.shape, np.uint8)
+    a[:10], a[10:] = 1, 2
+    b = np.where(np.arange(grid.shape[0])[:, None, None] < 5, a, 3).astype(np.uint8)
+    everywhere = np.ones(grid.shape, bool)
+    wanted = (2 * 5 / (10 + 5) + 0) / 2
+    assert dice(Volume(a, grid), Volume(b, grid), everywhere) == pytest.approx(wanted)
+    some = everywhere & (np.arange(grid.shape[0])[:, None, None] < 5)
+    assert dice(Volume(a, grid), Volume(b, grid), some) == 1
+
+
+def test_the_page_is_made_from_the_results() -> None:
+    made = script("registration_page").page()
+    assert (EVIDENCE.parent / "docs" / "registration.md").read_text(encoding="utf-8") == made
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    module = script("registration_page")
+    assert module.page(tmp_path / "none.json").count(module.MISSING) == 10
+
+
+def test_targets_are_set_beside_the_best_rival() -> None:
+    module = script("registration_page")
+    common = {"set": "known-fields", "image": "x", "strength": "small", "seed": 1, "folds": 0}
+    common |= {"inverse_consistency_mm": 0.01, "dice_mean": None, "threads": 1}
+    rows = [
+        {**common, "method": "diffeomorphic", "tre_mm": 0.3, "cpu_seconds": 2.0},
+        {**common, "method": "near", "tre_mm": 0.2, "cpu_seconds": 8.0},
+        {**common, "method": "far", "tre_mm": 2.0, "cpu_seconds": 1.0},
+        {**common, "method": "identity", "tre_mm": 0.1, "cpu_seconds": 0.0},
+    ]
+    said = module.targets({"rows": rows})
+    assert "| median error, of that of the best other | 1.00 | 1.50 (near) |" in said
+    assert "| processor time, of the same | 0.50 | 0.25 |" in said
