@@ -1,5 +1,4 @@
-    pages = (atlas_page, language_page, low_dose_page, registration_page, registration_network_page)
-    for made in (*pages, reliability_page):
+"""Make pages of docs/ from JSON that scripts have measured: evidence, language and others.
 
 Nothing in the first page is typed by hand; the prose of the others stands in files ending in .md.in. With --figures
 the second page's figures are drawn again as well, which needs matplotlib.
@@ -144,20 +143,14 @@ if __name__ == "__main__":
     import language_figures
     import language_page
     import low_dose_page
-<<<<<<< HEAD
     import registration_network_page
-=======
     import registration_page
->>>>>>> rival
     import reliability_page
 
     if "--figures" in sys.argv[1:]:
         language_figures.figure()
         language_figures.growth_figure()
     PAGE.write_text(page())
-<<<<<<< HEAD
-    for made in (atlas_page, language_page, low_dose_page, registration_network_page, reliability_page):
-=======
-    for made in (language_page, low_dose_page, registration_page, reliability_page):
->>>>>>> rival
+    pages = (atlas_page, language_page, low_dose_page, registration_network_page, registration_page)
+    for made in (*pages, reliability_page):
         made.PAGE.write_text(made.page(), encoding="utf-8")
