@@ -147,9 +147,7 @@ def register(
 def affine_between(
     moving: Volume, fixed: Volume, given: ArrayLike | None, measure: str, report: Report
 ) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """Return the affine map from fixed to moving space, looked for where none is given, and how alike it makes.
-
-    The second are :attr:`Registration.alike`.
+    """Return the affine map from fixed to moving space, and :attr:`Registration.alike`.
 
     Raises:
         InputError: What is given is not an affine map, or an image is constant.
