@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["alike_and_otherwise", "found_problems"]
 
 _WILD = 8.0  # a growth or shrinking that no two anatomies differ by
-_NARROW = 3.0  # the same along one direction
+_NARROW = 2.0  # the same along one direction
 _MORE = 1.05  # times as alike as turned another way: what is less may be chance
 _MUCH = 0.75  # of the information: no two anatomies are so alike, but an object and its turned copy can be
+_LITTLE = 0.1  # of the information: what is less may be chance
+_SAME = 2.41  # trace of a turn by 45 degrees: with more, two maps are turned the same way
 _SHARED = 0.1  # of the fixed image, at least
 
 
@@ -37,7 +39,8 @@ def alike_and_otherwise(
     """Return how alike two images are under an affine map, and how alike with one of them turned another way.
 
     Both are :meth:`AffineSearch.information`. The other way is the best one that is found among turns of
-    more than 74 degrees from the map, and is brought as close as the images come from there.
+    more than 74 degrees from the map, and is brought as close as the images come from there; where it ends
+    less than 45 degrees from the map, there is no other way, and the second number is 0.
 
     Args:
         search: The two images.
@@ -45,7 +48,10 @@ def alike_and_otherwise(
         given: Whether the map was not looked for, but given, and may lie beside the best one.
     """
     found = search.near(matrix) if given else matrix
-    return search.information(found), search.information(search.otherwise(found))
+    other = search.otherwise(found)
+    left, _, right = np.linalg.svd((np.linalg.inv(found) @ other)[:3, :3])
+    same = float(np.trace(left @ right)) > _SAME
+    return search.information(found), 0.0 if same else search.information(other)
 
 
 def found_problems(registration: Registration) -> tuple[str, ...]:
@@ -71,7 +77,7 @@ def found_problems(registration: Registration) -> tuple[str, ...]:
     if shared < _SHARED:
         found.append(f"only {100 * shared:.2g} % of the fixed image is seen in the moving one")
     alike, control = registration.alike
-    if not (alike > _MORE * control or alike > _MUCH):
+    if alike < _LITTLE or not (alike > _MORE * control or alike > _MUCH):
         found.append(
             "the images are hardly more alike than with one of them turned another way: "
             f"{alike:.2g}, {control:.2g}"

@@ -67,7 +67,7 @@ class Registration:
     def problems(self) -> tuple[str, ...]:
         """What speaks against this result, in words; it can be wrong without any of them.
 
-        Said are: an affine map that mirrors or stretches more than threefold, folds, a place that grew or
+        Said are: an affine map that mirrors or stretches more than twofold, folds, a place that grew or
         shrank more than eightfold, an inverse that leads a voxel astray on average, images that did not
         become more alike, that hardly overlap, or that are hardly more alike than with one of them turned
         another way.
