@@ -17,6 +17,12 @@ PAGE = HERE.parent / "docs" / "atlas.md"
 RESULT = HERE / "results" / "atlas.json"
 MISSING = "*Not measured yet.*"
 
+PARTS = {
+    "averages": ("random, 64 x 64", "random, 24 x 24 x 24", "true fields of 8 heads, 4 mm"),
+    "cohorts": ("slices, cohort 1", "heads", "slices, cohort 2"),
+}
+"""What evidence/atlas.py measures."""
+
 Kept = dict[str, Any]
 
 
@@ -70,6 +76,8 @@ def targets(kept: Kept) -> str:
         away = max(one["centred"]["displacement_mm"] for one in run["starts"])
         text = f"nearer to the subjects than any one of them: {name}"
         add(text, f"{away:.2f} mm against {min(alone(run)):.2f} mm", away < min(alone(run)))
+    for part, names in PARTS.items():
+        rows += [[name, MISSING, "-"] for name in names if name not in kept[part]]
     return table(["what", "measured", "reached"], rows)
 
 

@@ -33,7 +33,13 @@ def test_the_page_is_made_from_the_json() -> None:
 
 def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
     module = script("atlas_page")
-    assert module.page(tmp_path / "none.json").count(module.MISSING) == 6
+    assert module.page(tmp_path / "none.json").count(module.MISSING) == 6 + 5
+
+
+def test_the_page_knows_the_parts_that_are_measured() -> None:
+    parts, measured = script("atlas_page").PARTS, script("atlas")
+    assert set(parts["averages"]) == set(measured.AVERAGES)
+    assert set(parts["cohorts"]) == set(measured.COHORTS)
 
 
 def one_round(mm: float, growth: float) -> dict[str, Any]:
