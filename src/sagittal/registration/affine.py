@@ -61,7 +61,7 @@ def affine_registration(moving: Volume, fixed: Volume, *, multimodal: bool = Fal
 
     Raises:
         InputError: A constant image.
-        MissingDependencyError: torch or scipy is not installed.
+        MissingDependencyError: scipy is not installed.
     """
     return AffineSearch(moving, fixed, multimodal=multimodal).found()
 
@@ -152,13 +152,11 @@ class _Likeness:
         middle: NDArray[np.float64],
         radius: float,
     ) -> None:
-        torch = optional_import("torch", "language")
         self.measure, self.middle, self.radius = measure, middle, radius
         self.affine, self.moving_affine = fixed[1].affine, moving[1].affine
-        self.still = torch.from_numpy(fixed[0])
-        self.home = torch.zeros((3, *fixed[1].shape))
-        other = torch.from_numpy(moving[0])
-        self.layers = torch.stack([other, *gradient(other, self.moving_affine)])
+        self.still = fixed[0]
+        self.home = np.zeros((3, *fixed[1].shape), dtype=np.float32)
+        self.layers = np.stack([moving[0], *gradient(moving[0], self.moving_affine)]).astype(np.float32)
         index = np.stack(np.meshgrid(*map(np.arange, fixed[1].shape), indexing="ij"), axis=-1)
         self.away = np.moveaxis(fixed[1].index_to_world(index) - middle, -1, 0) / radius
 
@@ -168,7 +166,7 @@ class _Likeness:
         matrix = _matrix(parameters, self.middle, self.radius)
         seen = sample(self.layers, places(self.home, matrix @ self.affine, self.moving_affine))
         value, _, slope = self.measure(self.still, seen[0])
-        force = np.asarray((seen[1:] * slope).double())
+        force = (seen[1:] * slope).astype(np.float64)
         turned = [(force[a] * self.away[b]).sum() for a in range(3) for b in range(3)]
         return value, np.array([*turned, *(row.sum() for row in force)])[free]
 
@@ -189,11 +187,11 @@ class _Likeness:
 
     def information(self, matrix: NDArray[np.float64]) -> float:
         index = places(self.home, matrix @ self.affine, self.moving_affine)
-        there = np.asarray(inside(index, tuple(self.layers.shape[1:])))
+        there = inside(index, self.layers.shape[1:])
         if there.sum() < _FEWEST:
             return 0.0
-        a = np.asarray(self.still)[there].reshape(-1, 1, 1)
-        b = np.asarray(sample(self.layers[:1], index))[0][there].reshape(-1, 1, 1)
+        a = self.still[there].reshape(-1, 1, 1)
+        b = sample(self.layers[:1], index)[0][there].reshape(-1, 1, 1)
         own = min(-mutual_information(image, image)[0] for image in (a, b))
         return -mutual_information(a, b)[0] / own if own > 0 else 0.0
 

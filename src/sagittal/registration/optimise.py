@@ -115,7 +115,7 @@ def register(
             leaves nothing of its image.
         GeometryError: The images do not overlap under the affine map, one is a slice and the other is
             not, or two slices are not parallel.
-        MissingDependencyError: torch or scipy is not installed.
+        MissingDependencyError: scipy is not installed.
     """
     compare = similarity(measure)
     if not iterations or min(iterations) < 0:
