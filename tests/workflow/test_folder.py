@@ -196,7 +196,11 @@ def test_a_folder_without_cases_is_refused_and_says_what_was_found(tmp_path: Pat
             "no step has this name; got 'tisue'; expected some of tissue, atlas, ct, simulated-ct, "
             "simulated-atlas, record, report",
         ),
-        (["report"], "no step takes a file; got report; expected one of tissue, ct, simulated-ct, record"),
+        (
+            ["report"],
+            "no step takes a file; got report; expected one of tissue, atlas, ct, simulated-ct, "
+            "simulated-atlas, record",
+        ),
         ([], "no step takes a file; got none"),
     ],
 )

@@ -5,6 +5,10 @@ with the same standard deviation along every axis. The probability of a class at
 atlas's own probability averaged over that distribution, which is its map smoothed by a Gaussian and read at
 the place given. A boundary that the field knows to 4 mm is a slope some 4 mm wide, and inside a region far
 from every boundary nothing changes [inference].
+
+Errors alike in all directions are a cautious choice: across a boundary that the images show, a map is likely
+surer than along it, and such a boundary is then drawn too soft. In ``evidence/atlas_batch.py`` the blur made
+the template's tissue probabilities a little worse, and not better.
 """
 
 from __future__ import annotations
