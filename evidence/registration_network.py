@@ -175,7 +175,6 @@ class Record:
         started = time.process_time()
         made = make()
         print(name, f"trained in {time.process_time() - started:.0f} s of CPU", flush=True)
-        self.kept["facts"].setdefault("training_cpu_seconds", {})[name] = time.process_time() - started
         self.networks.mkdir(parents=True, exist_ok=True)
         file.write_bytes(network_bytes(made))
         return made
