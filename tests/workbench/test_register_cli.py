@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from known_fields import bump, centred, on_grid
-from sagittal.volume import DisplacementField, Volume, read_field, read_nifti, write_nifti
+from known_fields import bump, centred, on_grid, turn
+from sagittal.volume import DisplacementField, Geometry, Volume, read_field, read_nifti, write_nifti
 from sagittal.volume.field_maps import inside, places
 from sagittal.workbench.cli import app
 
@@ -95,3 +95,52 @@ def test_what_cannot_be_registered_is_refused(images: Any, tmp_path: Path) -> No
         assert result.exit_code == 2, result.output
         assert said in result.stderr
         assert not out.exists()
+
+
+def test_values_that_are_not_numbers_are_refused(images: Any, tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    values = read_nifti(images[0]).array.astype(np.float32)
+    values[3, 4, 5] = np.nan
+    holed = tmp_path / "holed.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(values, GRID.affine), holed)
+    result = sagittal(holed, images[1], "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    assert "finite" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_whole_labels_may_be_stored_as_floats(images: Any, tmp_path: Path) -> None:
+    moving, fixed, labels = images
+    floats = tmp_path / "floats.nii.gz"
+    write_nifti(Volume(read_nifti(labels).array.astype(np.float32) * 7, GRID), floats)
+    out = tmp_path / "out"
+    result = sagittal(moving, fixed, "--method", "affine", "--labels", floats, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert set(np.unique(read_nifti(out / "labels.nii.gz").array)) == {0, 7}
+
+
+def test_an_image_far_away_on_a_left_handed_oblique_thick_grid_is_found(images: Any, tmp_path: Path) -> None:
+    fixed = read_nifti(images[1])
+    sight = centred((34, 40, 6), (1.7, 1.5, 15), turn(0.2, 0.1) @ np.diag([-1.0, 1, 1]))
+    seen = DisplacementField.identity(sight).warp(fixed)
+    away = sight.affine.copy()
+    away[:3, 3] += [700, -400, 1500]
+    far = tmp_path / "far.nii.gz"
+    write_nifti(Volume(seen.array, Geometry(sight.shape, away)), far)
+    out = tmp_path / "out"
+    result = sagittal(far, images[1], "--finest", 4, "--out", out, "--json", "-")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["folds"] == 0
+    middle = np.array(told["affine"]) @ [4, 0, 0, 1]
+    assert np.abs(middle[:3] - [704, -400, 1500]).max() < 4
+
+
+def test_what_does_not_belong_together_is_said(images: Any, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.nii.gz"
+    write_nifti(Volume(np.random.default_rng(0).normal(size=GRID.shape).astype(np.float32), GRID), noise)
+    result = sagittal(noise, images[1], "--out", tmp_path / "out", "--json", "-")
+    if result.exit_code == 0:
+        assert json.loads(result.stdout.splitlines()[-1])["problems"]
+    else:
+        assert "do not overlap" in result.stderr

@@ -10,14 +10,26 @@ from numpy.typing import NDArray
 from sagittal.core.optional import optional_import
 from sagittal.registration.levels import coarsened, normalised, on_grid
 from sagittal.registration.similarity import Similarity, correlation, mutual_information
+from sagittal.registration.turns import rotation, turns
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.field_calculus import gradient
-from sagittal.volume.field_maps import places, sample
+from sagittal.volume.field_maps import inside, places, sample
 
-__all__ = ["affine_registration", "centre_of_mass"]
+__all__ = ["AffineSearch", "affine_registration", "centre_of_mass"]
 
 _VOXELS = (20, 40)  # along the longest side, coarse and then finer
 _STEPS = 80
+_FEW_VOXELS = 12  # along the longest side, where turns are looked for
+_FEW_STEPS = 20
+_TRIED = 3  # turns that are looked at more closely
+_APART = 0.8  # cosine of half the angle that lies between two of them at least: 74 degrees
+_CLEARLY = 0.8  # a turn is believed if it leaves so much of what is unlike,
+_CLEARLY_MORE = 1.1  # or gives so many times the mutual information
+_FEWEST = 50  # voxels that two images must share to be compared
+
+_ALL = slice(0, 12)
+_SHIFT = slice(9, 12)
+Parameters = NDArray[np.float64]
 
 
 def centre_of_mass(image: NDArray[Any], geometry: Geometry) -> NDArray[np.float64]:
@@ -34,7 +46,10 @@ def affine_registration(moving: Volume, fixed: Volume, *, multimodal: bool = Fal
     """Return the affine map from the space of ``fixed`` into that of ``moving`` that makes them most alike.
 
     It begins where the centres of mass fall together, however far apart the images lie, and first moves
-    only, then turns, scales and shears; turns of more than about a third of a right angle are not found.
+    only, then turns, scales and shears. If the images are clearly more alike after a large turn, which is
+    looked for on a coarse grid, it begins with that one. An image stored with a flipped axis needs no
+    mirroring: its affine says where its voxels lie. A part of a body that is cut off at the faces of its
+    image may be drawn out of the other one, as what lies beyond a face counts like the face.
 
     Args:
         moving: The image that is to be brought to ``fixed``.
@@ -48,33 +63,82 @@ def affine_registration(moving: Volume, fixed: Volume, *, multimodal: bool = Fal
         InputError: A constant image.
         MissingDependencyError: torch or scipy is not installed.
     """
-    minimize = optional_import("scipy.optimize").minimize
-    measure = mutual_information if multimodal else correlation
-    images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
-    middle = centre_of_mass(images[0], fixed.geometry)
-    shift = centre_of_mass(images[1], moving.geometry) - middle
-    radius = max(fixed.geometry.extent) / 2
-    start = np.zeros(12)
-    start[9:] = shift
-    for stage, count in enumerate((_VOXELS[0], *_VOXELS)):
-        width = 2 * radius / count
-        pair = [
-            (on_grid(image, volume.geometry, grid), grid)
-            for image, volume in zip(images, (fixed, moving), strict=True)
-            for grid in [coarsened(volume.geometry, width)]
-        ]
-        likeness = _Likeness(pair[0], pair[1], measure, middle, radius)
-        free = slice(9, 12) if stage == 0 else slice(0, 12)
-        found = minimize(
-            likeness,
-            start[free],
-            args=(start.copy(), free),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": _STEPS},
-        )
-        start[free] = found.x
-    return _matrix(start, middle, radius)
+    return AffineSearch(moving, fixed, multimodal=multimodal).found()
+
+
+class AffineSearch:
+    """Two images on the coarse grids where affine maps between them are looked for and judged."""
+
+    def __init__(self, moving: Volume, fixed: Volume, *, multimodal: bool = False) -> None:
+        measure = mutual_information if multimodal else correlation
+        images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
+        self.middle = centre_of_mass(images[0], fixed.geometry)
+        self.shift = centre_of_mass(images[1], moving.geometry) - self.middle
+        self.radius = max(fixed.geometry.extent) / 2
+        self.geometry = fixed.geometry
+        self.likeness = {}
+        for count in (_FEW_VOXELS, *_VOXELS):
+            width = 2 * self.radius / count
+            pair = [
+                (on_grid(image, volume.geometry, grid), grid)
+                for image, volume in zip(images, (fixed, moving), strict=True)
+                for grid in [coarsened(volume.geometry, width)]
+            ]
+            self.likeness[count] = _Likeness(pair[0], pair[1], measure, self.middle, self.radius)
+
+    def found(self) -> NDArray[np.float64]:
+        """Return the map that makes the images most alike."""
+        start = np.zeros(12)
+        start[_SHIFT] = self.shift
+        coarse = self.likeness[_VOXELS[0]]
+        straight = coarse.descended(coarse.descended(start, _SHIFT, _STEPS), _ALL, _STEPS)
+        turned = coarse.descended(self._turned(start, turns(self.geometry)), _ALL, _STEPS)
+        least = coarse.unlike(straight)
+        enough = least * (_CLEARLY if least > 0 else _CLEARLY_MORE)  # mutual information counts below 0
+        start = turned if coarse.unlike(turned) < enough else straight
+        return _matrix(self.likeness[_VOXELS[1]].descended(start, _ALL, _STEPS), self.middle, self.radius)
+
+    def near(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the map near a given one that makes the images most alike."""
+        return self._ended(_parameters(matrix, self.middle, self.radius))
+
+    def otherwise(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the map that makes the images most alike of those turned far from a given one."""
+        far = [turn for turn in turns(self.geometry) if abs(turn[0]) < _APART]
+        start = _parameters(matrix, self.middle, self.radius)
+        return self._ended(self._turned(start, np.array(far)))
+
+    def information(self, matrix: NDArray[np.float64]) -> float:
+        """Return how much of one image's information is in the other under a map, 0 to 1.
+
+        The mutual information where both lie, by what the poorer of the two shares with itself; 0 where they
+        hardly overlap.
+        """
+        return self.likeness[_VOXELS[-1]].information(matrix)
+
+    def _ended(self, start: Parameters) -> NDArray[np.float64]:
+        for count in _VOXELS:
+            start = self.likeness[count].descended(start, _ALL, _STEPS)
+        return _matrix(start, self.middle, self.radius)
+
+    def _turned(self, start: Parameters, looked_at: NDArray[np.float64]) -> Parameters:
+        """Return parameters near that turn, before a start, under which the images are most alike."""
+        likeness = self.likeness[_FEW_VOXELS]
+        matrix = _matrix(start, self.middle, self.radius)
+
+        def with_turn(turn: NDArray[np.float64]) -> Parameters:
+            around = np.eye(4)
+            around[:3, :3] = rotation(turn)
+            around[:3, 3] = self.middle - around[:3, :3] @ self.middle
+            return _parameters(matrix @ around, self.middle, self.radius)
+
+        values = np.array([likeness.unlike(with_turn(turn)) for turn in looked_at])
+        kept: list[NDArray[np.float64]] = []
+        for turn in looked_at[np.argsort(values, kind="stable")]:
+            if len(kept) < _TRIED and all(abs(float(turn @ other)) < _APART for other in kept):
+                kept.append(turn)
+        tried = [likeness.descended(with_turn(turn), _ALL, _FEW_STEPS) for turn in kept]
+        return min(tried, key=likeness.unlike)
 
 
 class _Likeness:
@@ -98,9 +162,7 @@ class _Likeness:
         index = np.stack(np.meshgrid(*map(np.arange, fixed[1].shape), indexing="ij"), axis=-1)
         self.away = np.moveaxis(fixed[1].index_to_world(index) - middle, -1, 0) / radius
 
-    def __call__(
-        self, part: NDArray[np.float64], others: NDArray[np.float64], free: slice
-    ) -> tuple[float, NDArray[np.float64]]:
+    def __call__(self, part: Parameters, others: Parameters, free: slice) -> tuple[float, Parameters]:
         parameters = others.copy()
         parameters[free] = part
         matrix = _matrix(parameters, self.middle, self.radius)
@@ -110,10 +172,39 @@ class _Likeness:
         turned = [(force[a] * self.away[b]).sum() for a in range(3) for b in range(3)]
         return value, np.array([*turned, *(row.sum() for row in force)])[free]
 
+    def unlike(self, parameters: Parameters) -> float:
+        """Return what is minimised."""
+        matrix = _matrix(parameters, self.middle, self.radius)
+        seen = sample(self.layers[:1], places(self.home, matrix @ self.affine, self.moving_affine))
+        return self.measure(self.still, seen[0])[0]
 
-def _matrix(
-    parameters: NDArray[np.float64], middle: NDArray[np.float64], radius: float
-) -> NDArray[np.float64]:
+    def descended(self, start: Parameters, free: slice, most: int) -> Parameters:
+        """Return the parameters after at most so many steps in those that are free."""
+        minimize = optional_import("scipy.optimize").minimize
+        ended = start.copy()
+        ended[free] = minimize(
+            self, start[free], args=(start, free), jac=True, method="L-BFGS-B", options={"maxiter": most}
+        ).x
+        return ended
+
+    def information(self, matrix: NDArray[np.float64]) -> float:
+        index = places(self.home, matrix @ self.affine, self.moving_affine)
+        there = np.asarray(inside(index, tuple(self.layers.shape[1:])))
+        if there.sum() < _FEWEST:
+            return 0.0
+        a = np.asarray(self.still)[there].reshape(-1, 1, 1)
+        b = np.asarray(sample(self.layers[:1], index))[0][there].reshape(-1, 1, 1)
+        own = min(-mutual_information(image, image)[0] for image in (a, b))
+        return -mutual_information(a, b)[0] / own if own > 0 else 0.0
+
+
+def _parameters(matrix: NDArray[np.float64], middle: NDArray[np.float64], radius: float) -> Parameters:
+    """Undo _matrix."""
+    change = matrix[:3, :3] - np.eye(3)
+    return np.concatenate([(change * radius).ravel(), matrix[:3, 3] + change @ middle])
+
+
+def _matrix(parameters: Parameters, middle: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
     """Return x -> x + P (x - middle) / radius + t: all twelve parameters are in mm."""
     matrix = np.eye(4)
     change = parameters[:9].reshape(3, 3) / radius

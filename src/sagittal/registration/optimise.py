@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sagittal.core.errors import GeometryError, InputError
-from sagittal.registration.affine import affine_registration
+from sagittal.registration.affine import AffineSearch
+from sagittal.registration.checks import alike_and_otherwise, found_problems
 from sagittal.registration.filters import gaussian
 from sagittal.registration.levels import coarsened, normalised, on_grid, weights
 from sagittal.registration.motion import brought, exponential, overlap, pushed
@@ -37,7 +38,6 @@ _WINDOW = 6  # iterations over which the images must become more alike
 _GAIN = 1e-3  # by so much of what the level has gained
 _SINGULAR = 1e-6
 _PARALLEL = 0.9999  # cosine between two slices
-_WILD = 8.0  # a growth or shrinking that no two anatomies differ by
 _MANY = 1 << 16  # voxels above which the velocity lies on a grid of half the resolution
 
 
@@ -52,6 +52,8 @@ class Registration:
         energies: For each level, the similarity at the start and after each iteration; lower is more alike.
         inverse_consistency_mm: Mean distance from a point of the fixed image to where ``inverse`` leads
             after ``field``.
+        alike: How alike the images are under the best affine map, and how alike with one of them turned
+            another way: see :func:`sagittal.registration.checks.alike_and_otherwise`.
     """
 
     field: DisplacementField
@@ -59,26 +61,18 @@ class Registration:
     affine: NDArray[np.float64]
     energies: tuple[tuple[float, ...], ...]
     inverse_consistency_mm: float
+    alike: tuple[float, float]
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What speaks against this result, in words; it can be wrong without any of them.
 
-        Said are: folds, an inverse that leads a voxel astray on average, a place that grew or shrank more
-        than eightfold, and images that did not become more alike.
+        Said are: an affine map that mirrors or stretches more than threefold, folds, a place that grew or
+        shrank more than eightfold, an inverse that leads a voxel astray on average, images that did not
+        become more alike, that hardly overlap, or that are hardly more alike than with one of them turned
+        another way.
         """
-        least, largest = float(self.field.determinant.min()), float(self.field.determinant.max())
-        scale = abs(float(np.linalg.det(self.affine[:3, :3])))
-        found = []
-        if self.field.folds:
-            found.append(f"{self.field.folds} voxels fold")
-        elif least < scale / _WILD or largest > scale * _WILD:
-            found.append(f"the Jacobian determinant goes from {least:.3g} to {largest:.3g}")
-        if not self.inverse_consistency_mm <= max(self.field.geometry.spacing):
-            found.append(f"field and inverse miss each other by {self.inverse_consistency_mm:.3g} mm")
-        if not any(min(level) < level[0] for level in self.energies):
-            found.append("the images did not become more alike")
-        return tuple(found)
+        return found_problems(self)
 
 
 def register(
@@ -125,9 +119,10 @@ def register(
     _require_one_dimension(fixed.geometry, moving.geometry)
     if not iterations or min(iterations) < 0:
         raise InputError("not a number of iterations for each level", value=list(iterations))
+    search = AffineSearch(moving, fixed, multimodal=measure == "mutual-information")
     if affine is None:
         report("affine")
-        matrix = affine_registration(moving, fixed, multimodal=measure == "mutual-information")
+        matrix = search.found()
     else:
         matrix = np.array(affine, dtype=np.float64)
         if (
@@ -159,7 +154,8 @@ def register(
         velocity, found = level.descended(velocity, most)
         energies.append(found)
         report(f"{width:g} mm: {found[0]:.4f} to {min(found):.4f} in {len(found) - 1} iterations")
-    return _result(velocity, matrix, fixed.geometry, moving.geometry, tuple(energies))
+    alike = alike_and_otherwise(search, matrix, given=affine is not None)
+    return _result(velocity, matrix, fixed.geometry, moving.geometry, tuple(energies), alike)
 
 
 def _require_one_dimension(fixed: Geometry, moving: Geometry) -> None:
@@ -258,6 +254,7 @@ def _result(
     fixed: Geometry,
     moving: Geometry,
     energies: tuple[tuple[float, ...], ...],
+    alike: tuple[float, float],
 ) -> Registration:
     whole = velocity.resample(fixed).vectors.astype(np.float32)
     there, back = (exponential(np.float32(sign) * whole, fixed) for sign in (1, -1))
@@ -269,4 +266,5 @@ def _result(
     inverse = DisplacementField(inverse.vectors.astype(np.float32), moving)
     lands = inside(places(field.vectors, fixed.affine, moving.affine), moving.shape)
     left: Any = inverse.compose(field).magnitude[lands]
-    return Registration(field, inverse, matrix, energies, float(left.mean()) if left.size else float("nan"))
+    missed = float(left.mean()) if left.size else float("nan")
+    return Registration(field, inverse, matrix, energies, missed, alike)

@@ -78,7 +78,7 @@ def register(
         "similarity": [[level[0], min(level)] for level in found.energies],
         **found.field.summary(),
         "inverse_consistency_mm": found.inverse_consistency_mm,
-        "problems": list(found.problems) if method != "affine" else [],
+        "problems": list(found.problems),
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
     }
