@@ -1,13 +1,16 @@
 """How far from the truth does registration lead, and what does it cost, beside others' programs?
 
-    python evidence/registration.py --colin FOLDER --heads pyradiomics-3.0.1.tar.gz [--only NAME] [--json F]
+    python evidence/registration.py --colin FOLDER --heads pyradiomics-3.0.1.tar.gz --slices antspyx-0.6.3.tar.gz
+        [--only NAME] [--json F]
 
 ``known-fields``: real images (Colin27 of Debian's mricron-data; two heads of pyradiomics' source distribution),
 each with a copy of itself that a known random map has warped and that is degraded otherwise
 (registration_data.py). Settings were chosen on the MNI152 template with maps of other seeds: each method among
 as many, by the median error. ``colin27-mni``: a person to an average, both real, without a truth; what counts
 is the overlap of tissues, which is a proxy: they come from the brightness of the same images. ``speed``: ours at
-1 mm with one thread and with two.
+1 mm with one thread and with two. ``cohort``: simulated heads, each to the next, with known maps and tissues;
+``slices``: six real people's, every two, with a proxy (both registration_more.py). These two choose their settings
+anew, among the same ones, by other heads of the cohort.
 
 Every registration is a process of its own with one thread, and starts from the same affine map, found by
 SimpleITK (registration_methods.py); its time is not counted. Rows that are there are not made again but for
@@ -23,7 +26,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -32,17 +35,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from registration_data import STRENGTHS, Pair, colin_mni, known_pair, originals, template
+from registration_more import cohort_pair, slice_pair, slice_pairs, slices
+from scipy.stats import spearmanr
 
 from sagittal.core.files import atomic_path
+from sagittal.registration.filters import gaussian
 from sagittal.volume import DisplacementField, Volume, read_volume, write_nifti
 
 RESULT = Path(__file__).parent / "results" / "registration.json"
 METHOD = Path(__file__).parent / "registration_methods.py"
-SETS = ("known-fields", "colin27-mni", "speed")
+SETS = ("known-fields", "colin27-mni", "cohort", "slices", "speed")
 SPACING_MM = 2.0
 TUNING = (("medium", 1001), ("large", 1002))
 JUDGING = {"Colin27": (1,), "pyradiomics brain1": (3,), "pyradiomics brain2": (4,)}
 """Seeds of the known maps, for each strength."""
+
+COHORT_TUNING, COHORT_JUDGING = (900, 901), (1, 2, 3)
+"""Seeds of cohorts of two heads."""
+ITS_OWN = ("cohort", "slices")
+"""Sets that choose their settings by the cohort, the second by flat heads."""
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "identity": [{}],
@@ -75,7 +86,11 @@ PACKAGES = {
     "ANTsPy SyN": "antspyx",
 }
 Row = dict[str, Any]
-KEYS = {"tuning": ("method",), "rows": ("set", "image", "strength", "seed", "method", "threads")}
+KEYS = {
+    "tuning": ("method",),
+    "tuning_others": ("set", "method"),
+    "rows": ("set", "image", "strength", "seed", "method", "threads"),
+}
 
 
 class Results:
@@ -121,7 +136,7 @@ class Workplace:
 
     def run(self, method: str, options: Row, threads: int = 1) -> Row:
         """Register, and return what it cost and how good it is."""
-        for name in ("field.npy", "inverse.npy", "cost.json"):
+        for name in ("field.npy", "inverse.npy", "error.npy", "cost.json"):
             (self.folder / name).unlink(missing_ok=True)
         self._call(method, options, threads)
         fixed, moving = (read_volume(self.folder / f"{n}.nii.gz").geometry for n in ("fixed", "moving"))
@@ -129,7 +144,11 @@ class Workplace:
         back = self.folder / "inverse.npy"
         inverse = DisplacementField(np.load(back), moving) if back.is_file() else None
         cost = json.loads((self.folder / "cost.json").read_text())
-        return {**measured(self.pair, field, inverse), **{name: short(value) for name, value in cost.items()}}
+        row = measured(self.pair, field, inverse) | {name: short(value) for name, value in cost.items()}
+        doubt = self.folder / "error.npy"
+        if doubt.is_file() and self.pair.truth is not None:
+            row["confidence"] = confidence(self.pair, field, np.load(doubt))
+        return row
 
     def _call(self, method: str, options: Row, threads: int) -> None:
         named = ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
@@ -160,6 +179,26 @@ def measured(pair: Pair, field: DisplacementField, inverse: DisplacementField | 
     return row
 
 
+def confidence(pair: Pair, field: DisplacementField, expected: NDArray[np.float32]) -> Row:
+    """Return how the expected error is to the true one, where brightness changes least (half of it) and most."""
+    assert pair.truth is not None
+    true = np.linalg.norm(field.vectors - pair.truth.vectors, axis=0)[pair.mask]
+    axes = [axis for axis, count in enumerate(pair.fixed.shape) if count > 1]
+    smooth = gaussian(pair.fixed.array.astype(np.float32), [float(n > 1) for n in pair.fixed.shape])
+    steps = [pair.fixed.geometry.spacing[axis] for axis in axes]
+    change = np.sqrt(sum(each**2 for each in np.gradient(smooth, *steps, axis=axes)))[pair.mask]
+    flat, told = change <= np.median(change), expected[pair.mask].astype(np.float64)
+    return {
+        name: {
+            "below": short((true[where] < told[where]).mean()),
+            "below_twice": short((true[where] < 2 * told[where]).mean()),
+            "rank": short(spearmanr(told[where], true[where]).statistic),
+            "ratio": short(np.sqrt((told[where] ** 2).mean() / (true[where] ** 2).mean())),
+        }
+        for name, where in (("flat", flat), ("textured", ~flat))
+    }
+
+
 def dice(wanted: Volume, found: Volume, mask: NDArray[np.bool_]) -> float:
     """Return the mean overlap of all labels that there are, where the mask says."""
     a, b = np.where(mask, wanted.array, 0), np.where(mask, found.array, 0)
@@ -177,24 +216,37 @@ def at_work(pair: Pair, tasks: Callable[[Workplace], None]) -> None:
 
 
 def tune(results: Results, methods: Iterable[str]) -> None:
-    wanted = [name for name in methods if (name,) not in results.parts["tuning"]]
+    def pairs() -> Iterator[Pair]:
+        for strength, seed in TUNING:
+            yield known_pair(*template(), strength=strength, seed=seed, spacing_mm=SPACING_MM)
+
+    choose(results, methods, "tuning", {}, pairs)
+
+
+def choose(
+    results: Results, methods: Iterable[str], part: str, facts: Row, pairs: Callable[[], Iterable[Pair]]
+) -> None:
+    """Let each method choose among its settings by the median error on pairs that do not judge."""
+    wanted = [
+        name for name in methods if results.key(part, facts | {"method": name}) not in results.parts[part]
+    ]
     errors: dict[str, list[list[float]]] = {name: [[] for _ in SETTINGS[name]] for name in wanted}
     costs: dict[str, list[list[float]]] = {name: [[] for _ in SETTINGS[name]] for name in wanted}
-    for strength, seed in TUNING if wanted else ():
 
-        def tasks(place: Workplace) -> None:
-            for name in wanted:
-                for number, options in enumerate(SETTINGS[name]):
-                    row = place.run(name, options)
-                    errors[name][number].append(row["tre_mm"])
-                    costs[name][number].append(row["cpu_seconds"])
-                    print("tuning", name, options, row, flush=True)
+    def tasks(place: Workplace) -> None:
+        for name in wanted:
+            for number, options in enumerate(SETTINGS[name]):
+                row = place.run(name, options)
+                errors[name][number].append(row["tre_mm"])
+                costs[name][number].append(row["cpu_seconds"])
+                print("tuning", name, options, row, flush=True)
 
-        at_work(known_pair(*template(), strength=strength, seed=seed, spacing_mm=SPACING_MM), tasks)
+    for pair in pairs() if wanted else ():
+        at_work(pair, tasks)
     for name in wanted:
         best = min(range(len(errors[name])), key=lambda number: median(errors[name][number]))
-        row: Row = {"method": name, "options": SETTINGS[name], "tre_mm": errors[name], "best": best}
-        results.add("tuning", row | {"cpu_seconds": costs[name]})
+        row: Row = facts | {"method": name, "options": SETTINGS[name], "tre_mm": errors[name], "best": best}
+        results.add(part, row | {"cpu_seconds": costs[name]})
 
 
 def judge(results: Results, methods: Sequence[str], facts: Row, make: Callable[[], Pair]) -> None:
@@ -202,13 +254,47 @@ def judge(results: Results, methods: Sequence[str], facts: Row, make: Callable[[
 
     def tasks(place: Workplace) -> None:
         for name in wanted:
-            tuned = results.parts["tuning"][(name,)]
+            own = facts["set"] in ITS_OWN
+            tuned = (
+                results.parts["tuning_others"][(facts["set"], name)]
+                if own
+                else results.parts["tuning"][(name,)]
+            )
             options = tuned["options"][tuned["best"]]
             row = facts | {"method": name, "options": options}
             results.add("rows", row | place.run(name, options, facts["threads"]))
 
     if wanted:
         at_work(make(), tasks)
+
+
+def judge_others(results: Results, methods: Sequence[str], part: str, sdist: Path | None) -> None:
+    """Measure one of the sets that choose settings of their own."""
+    if part == "slices" and sdist is None:
+        return
+    choose(
+        results,
+        methods,
+        "tuning_others",
+        {"set": part},
+        lambda: (
+            cohort_pair(seed, flat=part == "slices") for seed in COHORT_TUNING[: 1 + (part == "slices")]
+        ),
+    )
+    facts: Row = {"set": part, "strength": "", "threads": 1}
+    if part == "cohort":
+        for seed in COHORT_JUDGING:
+            image = {"image": "two simulated heads", "seed": seed}
+            judge(results, methods, facts | image, lambda seed=seed: cohort_pair(seed))
+    elif sdist is not None:
+        images = slices(sdist)
+        for moving, fixed in slice_pairs():
+            judge(
+                results,
+                methods,
+                facts | {"image": f"{moving} to {fixed}", "seed": 0},
+                lambda moving=moving, fixed=fixed: slice_pair(images, moving, fixed),
+            )
 
 
 def installed(methods: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -230,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--colin", type=Path, help="folder of ch2bet.nii.gz and aal.nii.gz")
     parser.add_argument("--heads", type=Path, help="source distribution of pyradiomics 3.0.1")
+    parser.add_argument("--slices", type=Path, help="source distribution of antspyx 0.6.3")
     parser.add_argument("--only", choices=SETS)
     parser.add_argument("--methods", type=lambda text: text.split(";"), default=list(SETTINGS))
     parser.add_argument("--again", action="store_true", help="drop what is there of --methods first")
@@ -242,8 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results.facts |= {"system": platform.platform(), "python": platform.python_version()}
     results.facts |= {"spacing_mm": SPACING_MM, "tuning_pairs": [list(pair) for pair in TUNING]}
     results.facts["versions"] = results.facts.get("versions", {}) | versions
-    tune(results, methods)
     wanted = SETS if given.only is None else (given.only,)
+    if set(wanted) - set(ITS_OWN):
+        tune(results, methods)
     images = originals(given.colin, given.heads)
     if "known-fields" in wanted:
         for image, seeds in JUDGING.items():
@@ -261,6 +349,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "colin27-mni" in wanted and given.colin:
         facts = {"set": "colin27-mni", "image": "Colin27 to MNI152", "strength": "", "seed": 0, "threads": 1}
         judge(results, methods, facts, lambda: colin_mni(given.colin, SPACING_MM))
+    for part in ITS_OWN:
+        if part in wanted:
+            judge_others(results, methods, part, given.slices)
     if "speed" in wanted and given.colin:
         for threads in (1, 2):
             facts = {"set": "speed", "image": "Colin27 to MNI152, 1 mm", "strength": "", "seed": 0}

@@ -5,6 +5,7 @@
 FOLDER holds moving.nii.gz, fixed.nii.gz and affine.json, (4, 4) from the fixed to the moving image's space in RAS+
 mm, from which every method starts. What is found is written there: field.npy, (3, i, j, k), where each voxel of
 the fixed image lies in the moving one's space, as a displacement in RAS+ mm; inverse.npy where the method has one;
+error.npy, how far each voxel may be from its true place, mm, where the method says so (not timed);
 cost.json, the processor and wall seconds of the registration alone, without reading and writing.
 """
 
@@ -52,12 +53,14 @@ class Clock:
 
 def ours(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: Clock) -> Found:
     from sagittal.registration import register
+    from sagittal.registration.confidence import displacement_error
     from sagittal.volume import read_volume
 
     pair = read_volume(folder / "moving.nii.gz"), read_volume(folder / "fixed.nii.gz")
     register(*pair, affine=matrix, iterations=(0,))  # what is loaded the first time
     with clock:
         found = register(*pair, affine=matrix, **options)
+    np.save(folder / "error.npy", displacement_error(*pair, found))
     return found.field.vectors, found.inverse.vectors
 
 
@@ -77,13 +80,11 @@ def demons(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: C
     """SimpleITK's diffeomorphic demons, three levels, after matching of histograms."""
     sitk = import_module("SimpleITK")
 
-    fixed, moving = (
-        sitk.ReadImage(str(folder / f"{n}.nii.gz"), sitk.sitkFloat32) for n in ("fixed", "moving")
-    )
+    fixed, moving = (_read(folder, name) for name in ("fixed", "moving"))
     with clock:
         moving = sitk.HistogramMatching(moving, fixed, 256, 15, True)
         field = sitk.TransformToDisplacementField(
-            _itk_affine(matrix), sitk.sitkVectorFloat64, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(),
+            _itk_affine(matrix, fixed.GetDimension()), sitk.sitkVectorFloat64, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(),
             fixed.GetDirection(),
         )  # fmt: skip
         for factor, count in zip((4, 2, 1), options["iterations"], strict=True):
@@ -104,9 +105,7 @@ def bspline(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: 
     """SimpleITK's free-form deformation of cubic B-splines, three levels of images."""
     sitk = import_module("SimpleITK")
 
-    fixed, moving = (
-        sitk.ReadImage(str(folder / f"{n}.nii.gz"), sitk.sitkFloat32) for n in ("fixed", "moving")
-    )
+    fixed, moving = (_read(folder, name) for name in ("fixed", "moving"))
     with clock:
         extent = np.array(fixed.GetSize()) * fixed.GetSpacing()
         mesh = [max(2, round(side / options["mesh_mm"])) for side in extent]
@@ -119,13 +118,13 @@ def bspline(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: 
         method.SetMetricSamplingPercentage(options["share"], 1)
         method.SetOptimizerAsLBFGSB(numberOfIterations=options["iterations"], maximumNumberOfCorrections=5)
         method.SetInterpolator(sitk.sitkLinear)
-        method.SetMovingInitialTransform(_itk_affine(matrix))
+        method.SetMovingInitialTransform(_itk_affine(matrix, fixed.GetDimension()))
         spline = sitk.BSplineTransformInitializer(fixed, mesh)
         method.SetInitialTransform(spline, inPlace=True)
         method.SetShrinkFactorsPerLevel([4, 2, 1])
         method.SetSmoothingSigmasPerLevel([2, 1, 0])
         found = method.Execute(fixed, moving)
-        whole = sitk.CompositeTransform([_itk_affine(matrix), found])
+        whole = sitk.CompositeTransform([_itk_affine(matrix, fixed.GetDimension()), found])
         field = sitk.TransformToDisplacementField(
             whole, sitk.sitkVectorFloat64, fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(),
             fixed.GetDirection(),
@@ -135,16 +134,16 @@ def bspline(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: 
 
 def greedy(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: Clock) -> Found:
     """picsl_greedy: greedy diffeomorphic registration by local correlation."""
-    from picsl_greedy import Greedy3D
-
-    np.savetxt(folder / "affine.mat", matrix)  # RAS, from fixed to moving
+    module, dimension = import_module("picsl_greedy"), _dimension(folder)
+    kept = [*range(dimension), 3]
+    np.savetxt(folder / "affine.mat", matrix[np.ix_(kept, kept)])  # RAS, from fixed to moving
     command = (
-        f"-d 3 -threads 1 -m NCC 2x2x2 -n {options['iterations']} -s {options['sigmas']} "
+        f"-d {dimension} -threads 1 -m NCC {'x'.join('2' * dimension)} -n {options['iterations']} -s {options['sigmas']} "
         f"-i {folder}/fixed.nii.gz {folder}/moving.nii.gz -it {folder}/affine.mat -o {folder}/warp.nii.gz "
         f"-oinv {folder}/back.nii.gz"
     )
     with clock:
-        Greedy3D().execute(command)
+        getattr(module, f"Greedy{dimension}D")().execute(command)
     return _read_warps(folder, folder / "warp.nii.gz", folder / "back.nii.gz", matrix)
 
 
@@ -154,8 +153,9 @@ def syn(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: Cloc
 
     sitk = import_module("SimpleITK")
 
-    fixed, moving = (ants.image_read(str(folder / f"{n}.nii.gz")) for n in ("fixed", "moving"))
-    sitk.WriteTransform(_itk_affine(matrix), str(folder / "affine.tfm"))
+    pair = (str(folder / f"{name}.nii.gz") for name in ("fixed", "moving"))
+    fixed, moving = (ants.image_read(path, dimension=_dimension(folder)) for path in pair)
+    sitk.WriteTransform(_itk_affine(matrix, _dimension(folder)), str(folder / "affine.tfm"))
     with clock:
         found = ants.registration(
             fixed, moving, type_of_transform="SyNOnly", initial_transform=str(folder / "affine.tfm"),
@@ -187,17 +187,35 @@ def _ras(field: Any) -> NDArray[np.float64]:
     """Return ITK's displacements (x, y, z; LPS) as (3, i, j, k) in RAS+."""
     sitk = import_module("SimpleITK")
 
-    vectors = np.moveaxis(sitk.GetArrayFromImage(field).astype(np.float64), -1, 0).transpose(0, 3, 2, 1)
+    array = sitk.GetArrayFromImage(field).astype(np.float64)
+    if array.ndim == 3:  # a slice: rows, columns and two components
+        array = np.pad(array, [(0, 0), (0, 0), (0, 1)])[None]
+    vectors = np.moveaxis(array, -1, 0).transpose(0, 3, 2, 1)
     return vectors * np.array([-1.0, -1.0, 1.0]).reshape(3, 1, 1, 1)
 
 
-def _itk_affine(matrix: NDArray[Any]) -> Any:
+def _dimension(folder: Path) -> int:
+    """Return 2 for slices, and 3."""
+    from sagittal.volume import read_volume
+
+    return 2 if read_volume(folder / "fixed.nii.gz").shape[2] == 1 else 3
+
+
+def _read(folder: Path, name: str) -> Any:
+    """Read an image by SimpleITK, a single slice as an image of two dimensions."""
+    sitk = import_module("SimpleITK")
+
+    image = sitk.ReadImage(str(folder / f"{name}.nii.gz"), sitk.sitkFloat32)
+    return image[:, :, 0] if image.GetDimension() == 3 and image.GetSize()[2] == 1 else image
+
+
+def _itk_affine(matrix: NDArray[Any], dimension: int) -> Any:
     sitk = import_module("SimpleITK")
 
     turned = LPS @ matrix @ LPS
-    affine = sitk.AffineTransform(3)
-    affine.SetMatrix(turned[:3, :3].ravel().tolist())
-    affine.SetTranslation(turned[:3, 3].tolist())
+    affine = sitk.AffineTransform(dimension)
+    affine.SetMatrix(turned[:dimension, :dimension].ravel().tolist())
+    affine.SetTranslation(turned[:dimension, 3].tolist())
     return affine
 
 
@@ -217,11 +235,12 @@ def start(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: Cl
     """SimpleITK's affine registration by mutual information, from which all start; writes affine.json."""
     sitk = import_module("SimpleITK")
 
-    fixed, moving = (
-        sitk.ReadImage(str(folder / f"{n}.nii.gz"), sitk.sitkFloat32) for n in ("fixed", "moving")
-    )
+    fixed, moving = (_read(folder, name) for name in ("fixed", "moving"))
     first = sitk.CenteredTransformInitializer(
-        fixed, moving, sitk.AffineTransform(3), sitk.CenteredTransformInitializerFilter.MOMENTS
+        fixed,
+        moving,
+        sitk.AffineTransform(fixed.GetDimension()),
+        sitk.CenteredTransformInitializerFilter.MOMENTS,
     )
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
@@ -236,10 +255,11 @@ def start(folder: Path, matrix: NDArray[Any], options: dict[str, Any], clock: Cl
     with clock:
         found = sitk.CompositeTransform(method.Execute(fixed, moving)).GetBackTransform()
     affine = sitk.AffineTransform(found)
-    turned = np.eye(4)
-    turned[:3, :3] = np.array(affine.GetMatrix()).reshape(3, 3)
+    size = fixed.GetDimension()
+    turned, linear = np.eye(4), np.array(affine.GetMatrix()).reshape(size, size)
     middle = np.array(affine.GetCenter())
-    turned[:3, 3] = np.array(affine.GetTranslation()) + middle - turned[:3, :3] @ middle
+    turned[:size, :size] = linear
+    turned[:size, 3] = np.array(affine.GetTranslation()) + middle - linear @ middle
     (folder / "affine.json").write_text(json.dumps((LPS @ turned @ LPS).tolist()))
     return np.zeros((3, 1, 1, 1)), None
 

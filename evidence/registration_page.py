@@ -20,6 +20,7 @@ OURS = "diffeomorphic"
 FLOORS = ("identity", "affine")
 STRENGTHS = ("small", "medium", "large")
 KNOWN, PROXY, SPEED = "known-fields", "colin27-mni", "speed"
+COHORT, SLICES = "cohort", "slices"
 
 Row = dict[str, Any]
 
@@ -31,12 +32,16 @@ def page(path: Path = RESULT) -> str:
         "tuning-pairs": tuning_pairs,
         "versions": versions,
         "targets": targets,
-        "known": known,
+        "known": lambda kept: known(kept, KNOWN),
+        "cohort": lambda kept: known(kept, COHORT),
+        "slices": slices,
         "strengths": strengths,
         "proxy": proxy,
         "speed": speed,
         "confidence": confidence,
-        "settings": settings,
+        "settings": lambda kept: settings(kept["tuning"]),
+        "cohort-settings": lambda kept: settings(of_set(kept, COHORT)),
+        "slice-settings": lambda kept: settings(of_set(kept, SLICES)),
         "default": default,
     }
     template = (HERE / "registration.md.in").read_text(encoding="utf-8")
@@ -114,7 +119,7 @@ def targets(kept: Row) -> str:
     if OURS in fast:
         seconds = max(row["wall_seconds"] for row in fast[OURS] if row["threads"] == 2)
         lines.append(("1 mm on two cores, seconds", "180", f"{seconds:.0f}"))
-    mine_all = [row for part in (KNOWN, PROXY, SPEED) for row in of(kept, part).get(OURS, [])]
+    mine_all = [row for part in (KNOWN, PROXY, COHORT, SLICES, SPEED) for row in of(kept, part).get(OURS, [])]
     if mine_all:
         lines.append(("folds", "0", str(sum(row["folds"] for row in mine_all))))
         worst = max(row["inverse_consistency_mm"] for row in mine_all)
@@ -122,7 +127,7 @@ def targets(kept: Row) -> str:
     return table(["target", "wanted", "found"], lines)
 
 
-def known(kept: Row) -> str:
+def known(kept: Row, part: str) -> str:
     return table(
         ["method", "pairs", "median, mm", "95 %, mm", "Dice", "CPU s", "folds", "own inverse, mm"],
         (
@@ -136,7 +141,7 @@ def known(kept: Row) -> str:
                 sum(row["folds"] for row in rows),
                 number(middle(rows, "inverse_consistency_mm"), 3),
             ]
-            for name, rows in of(kept, KNOWN).items()
+            for name, rows in of(kept, part).items()
         ),
     )
 
@@ -162,6 +167,24 @@ def proxy(kept: Row) -> str:
             ]
             for name, rows in of(kept, PROXY).items()
             for row in rows
+        ),
+    )
+
+
+def slices(kept: Row) -> str:
+    return table(
+        ["method", "pairs", "median Dice", "the worst", "CPU s", "folds", "own inverse, mm"],
+        (
+            [
+                name,
+                len(rows),
+                number(middle(rows, "dice_mean"), 3),
+                number(min(row["dice_mean"] for row in rows), 3),
+                number(middle(rows, "cpu_seconds"), 2),
+                sum(row["folds"] for row in rows),
+                number(middle(rows, "inverse_consistency_mm"), 3),
+            ]
+            for name, rows in of(kept, SLICES).items()
         ),
     )
 
@@ -201,15 +224,24 @@ def confidence(kept: Row) -> str:
     )
 
 
-def settings(kept: Row) -> str:
+def of_set(kept: Row, part: str) -> list[Row]:
+    return [row for row in kept.get("tuning_others", []) if row["set"] == part]
+
+
+def settings(tuned: Sequence[Row]) -> str:
     def said(options: Row) -> str:
         return ", ".join(f"{name} {value}" for name, value in options.items()) or "-"
 
     return table(
-        ["method", "chosen among four", "median error when chosen, mm"],
+        ["method", "chosen among four", "first or last", "median error when chosen, mm"],
         (
-            [row["method"], said(row["options"][row["best"]]), number(median(row["tre_mm"][row["best"]]), 3)]
-            for row in kept["tuning"]
+            [
+                row["method"],
+                said(row["options"][row["best"]]),
+                "yes" if row["best"] in (0, len(row["options"]) - 1) else "no",
+                number(median(row["tre_mm"][row["best"]]), 3),
+            ]
+            for row in tuned
             if row["method"] not in FLOORS
         ),
     )

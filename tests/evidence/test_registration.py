@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sagittal.core.errors import AssetError
 from sagittal.registration.filters import gaussian
 from sagittal.volume import DisplacementField, Geometry, Volume
 
-for package in ("SimpleITK", "torch", "scipy", "sklearn"):
+for package in ("PIL", "SimpleITK", "torch", "scipy", "sklearn"):
     pytest.importorskip(package)
 
 EVIDENCE = Path(__file__).parents[2] / "evidence"
@@ -123,7 +126,7 @@ def test_the_page_is_made_from_the_results() -> None:
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     module = script("registration_page")
-    assert module.page(tmp_path / "none.json").count(module.MISSING) == 10
+    assert module.page(tmp_path / "none.json").count(module.MISSING) == 14
 
 
 def test_targets_are_set_beside_the_best_rival() -> None:
@@ -139,3 +142,76 @@ def test_targets_are_set_beside_the_best_rival() -> None:
     said = module.targets({"rows": rows})
     assert "| median error, of that of the best other | 1.00 | 1.50 (near) |" in said
     assert "| processor time, of the same | 0.50 | 0.25 |" in said
+
+
+def test_the_expected_error_is_set_beside_the_true_one(pair: Any) -> None:
+    confidence = script("registration").confidence
+    random = np.random.default_rng(1)
+    off = random.normal(size=pair.truth.vectors.shape)
+    field = DisplacementField(pair.truth.vectors + off, pair.truth.geometry)
+    true = np.linalg.norm(off, axis=0)
+    right = confidence(pair, field, (0.6 * true).astype(np.float32))
+    for where in ("flat", "textured"):
+        assert right[where]["rank"] == pytest.approx(1, abs=1e-3)
+        assert right[where]["ratio"] == pytest.approx(0.6, abs=1e-3)
+        assert (right[where]["below"], right[where]["below_twice"]) == (0, 1)
+
+
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the script of the other pairs, with a cohort of small heads."""
+    more = script("registration_more")
+    monkeypatch.setattr(more, "COHORT_MM", 8.0)
+    monkeypatch.setattr(more, "FLAT_MM", 4.0)
+    try:
+        more.cohort.template(8.0)
+    except AssetError as error:
+        pytest.skip(str(error))
+    return more
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_truth_of_the_cohort_leads_from_one_head_to_the_other(heads: ModuleType, flat: bool) -> None:
+    pair = heads.cohort_pair(7, flat=flat)
+    measured = script("registration").measured
+    turned = DisplacementField(-pair.truth.vectors, pair.truth.geometry)
+    still = DisplacementField.identity(pair.truth.geometry)
+    right, wrong, none = (measured(pair, field, None)["dice_mean"] for field in (pair.truth, turned, still))
+    assert right > none > wrong
+    assert (np.ptp(pair.truth.vectors[2]) == 0) == flat
+
+
+def archive_of_slices(path: Path) -> Path:
+    """Write six pictures as antspyx's archive holds them: rings that differ."""
+    from PIL import Image
+
+    rows, columns = np.mgrid[:64, :64]
+    with tarfile.open(path, "w:gz") as archive:
+        for number, name in enumerate(("r16", "r27", "r30", "r62", "r64", "r85")):
+            far = np.hypot((rows - 32) / 26, (columns - 32) / (20 + number))
+            picture = np.select([far < 0.4, far < 0.7, far < 1], [220, 140, 60])
+            stream = io.BytesIO()
+            Image.fromarray(picture.astype(np.uint8)).save(stream, "png")
+            member = tarfile.TarInfo(f"antspyx/data/{name}slice.jpg")
+            member.size = len(stream.getvalue())
+            archive.addfile(member, io.BytesIO(stream.getvalue()))
+    return path
+
+
+def test_slices_are_registered_by_every_method_that_is_installed(tmp_path: Path) -> None:
+    more, run = script("registration_more"), script("registration")
+    images = more.slices(archive_of_slices(tmp_path / "antspyx.tar.gz"))
+    assert len(more.slice_pairs()) == 15
+    pair = more.slice_pair(images, "r16", "r85")
+    assert set(np.unique(pair.labels[0].array)) == {0, 1, 2, 3}
+    methods, _ = run.installed(run.SETTINGS)
+    found: dict[str, Any] = {}
+
+    def tasks(place: Any) -> None:
+        for name in methods:
+            found[name] = place.run(name, run.SETTINGS[name][0])
+
+    run.at_work(pair, tasks)
+    assert found["diffeomorphic"]["dice_mean"] > max(0.9, found["identity"]["dice_mean"])
+    for name in set(found) - {"identity"}:
+        assert found[name]["dice_mean"] > found["identity"]["dice_mean"], name
