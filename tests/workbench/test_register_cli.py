@@ -52,6 +52,9 @@ def test_an_image_and_its_labels_are_brought_over(images: Any, tmp_path: Path) -
     told = json.loads(told_in.read_text())
     assert told["folds"] == 0
     assert told["problems"] == []
+    error = read_nifti(out / "error.nii.gz")
+    assert error.unit == "mm"
+    assert told["expected_error_mm"] == pytest.approx(float(np.median(error.array)))
     wanted, before = read_nifti(fixed).array, read_nifti(moving).array
     warped, carried = read_nifti(out / "warped.nii.gz").array, read_nifti(out / "labels.nii.gz").array
     assert np.abs(warped - wanted).mean() < 0.5 * np.abs(before - wanted).mean()

@@ -3,6 +3,7 @@
 from sagittal.registration.affine import affine_registration
 from sagittal.registration.atlas import Atlas, build_atlas
 from sagittal.registration.average import average_transformation, mean_affine
+from sagittal.registration.confidence import displacement_error
 from sagittal.registration.network import RegistrationNetwork, register_by_network
 from sagittal.registration.network_file import network_bytes, network_from_bytes
 from sagittal.registration.optimise import Registration, register
@@ -19,6 +20,7 @@ __all__ = [
     "average_transformation",
     "build_atlas",
     "construct",
+    "displacement_error",
     "mean_affine",
     "network_bytes",
     "network_from_bytes",

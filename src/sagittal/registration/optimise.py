@@ -31,6 +31,8 @@ from sagittal.volume.field_maps import inside, places
 
 __all__ = ["Registration", "affine_between", "from_velocity", "register"]
 
+UPDATE_SMOOTHING = 3.5  # voxels
+
 _STEP = 0.5  # of a voxel: the largest displacement of a full step
 _SHRINK = 0.7
 _SMALLEST_STEP = 0.1  # of the full one
@@ -86,7 +88,7 @@ def register(
     fixed_mask: Volume | None = None,
     finest_mm: float | None = None,
     iterations: Sequence[int] = (60, 40, 20),
-    update_smoothing: float = 3.5,
+    update_smoothing: float = UPDATE_SMOOTHING,
     field_smoothing: float = 0.3,
     report: Report = silent,
 ) -> Registration:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from sagittal.core.errors import InputError
@@ -34,6 +35,9 @@ def register(
     fixed_mask: Annotated[Path | None, typer.Option(help="Where the fixed image counts.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Labels of the moving image, to carry over.")] = None,
     finest: Annotated[float | None, typer.Option(help="Voxel width of the last level, mm.")] = None,
+    smoothing: Annotated[
+        float | None, typer.Option(help="What smooths each update, voxels: more for smoother maps.")
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="What 'sagittal registration train' has written, for the network.")
     ] = None,
@@ -45,10 +49,11 @@ def register(
         typer.Option("--json", metavar="FILE", help="Write the result; '-' prints it as one line."),
     ] = None,
 ) -> None:
-    """Bring an image to another: the image, the field, its inverse, and the local volume change."""
-    from sagittal.registration import network_from_bytes, register_by_network
+    """Bring an image to another: image, field, inverse, local volume change, and expected error."""
+    from sagittal.registration import displacement_error, network_from_bytes, register_by_network
     from sagittal.registration import register as registered
-    from sagittal.volume import read_volume, write_field, write_nifti
+    from sagittal.registration.optimise import UPDATE_SMOOTHING
+    from sagittal.volume import Volume, read_volume, write_field, write_nifti
 
     if method not in _METHODS:
         raise InputError(
@@ -62,8 +67,10 @@ def register(
             value=method,
         )
     if model is not None:
-        if moving_mask is not None or fixed_mask is not None or finest is not None:
-            raise InputError("a network takes no masks and no voxel width", source="--method", value=method)
+        if any(given is not None for given in (moving_mask, fixed_mask, finest, smoothing)):
+            raise InputError(
+                "a network takes no masks, no voxel width and no smoothing", source="--method", value=method
+            )
         if not model.is_file():
             raise InputError("there is no such file", source=model, expected="a network")
         network = network_from_bytes(model.read_bytes(), model)
@@ -83,15 +90,19 @@ def register(
                 moving_mask=masks[0],
                 fixed_mask=masks[1],
                 finest_mm=finest,
+                update_smoothing=UPDATE_SMOOTHING if smoothing is None else smoothing,
                 iterations=(0,) if method == "affine" else (60, 40, 20),
                 report=report,
             )
-        files = {name: out / f"{name}.nii.gz" for name in ("warped", "field", "inverse", "log_jacobian")}
+        error = displacement_error(*images, found, measure=measure, finest_mm=finest)
+        names = ("warped", "field", "inverse", "log_jacobian", "error")
+        files = {name: out / f"{name}.nii.gz" for name in names}
         if carried is not None:
             files["labels"] = out / "labels.nii.gz"
             write_nifti(found.field.warp(carried, "label"), files["labels"])
         write_nifti(found.field.warp(images[0]), files["warped"])
         write_nifti(found.field.log_jacobian(), files["log_jacobian"])
+        write_nifti(Volume(error, found.field.geometry, unit="mm"), files["error"])
         write_field(found.field, files["field"])
         write_field(found.inverse, files["inverse"])
     result: dict[str, Any] = {
@@ -102,6 +113,7 @@ def register(
         "similarity": [[level[0], min(level)] for level in found.energies],
         **found.field.summary(),
         "inverse_consistency_mm": found.inverse_consistency_mm,
+        "expected_error_mm": float(np.median(error)),
         "problems": list(found.problems),
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
@@ -116,7 +128,7 @@ def _say(result: dict[str, Any]) -> None:
     typer.echo(
         f"moved {result['mean_mm']:.3g} mm on average, Jacobian determinant {result['jacobian_min']:.3g} to "
         f"{result['jacobian_max']:.3g}, {result['folds']} voxels fold, inverse within "
-        f"{result['inverse_consistency_mm']:.2g} mm"
+        f"{result['inverse_consistency_mm']:.2g} mm, expected error {result['expected_error_mm']:.2g} mm"
     )
     for problem in result["problems"]:
         typer.echo(f"do not trust this: {problem}", err=True)
