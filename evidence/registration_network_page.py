@@ -27,7 +27,7 @@ NAMES = {
     "optimiser": "`register`, the optimiser",
     "optimiser, refinement alone": "the optimiser's refinement, from nothing",
     "first": "network, first stage",
-    "first, refined": "the same, then the optimiser's refinement",
+    "first, refined": "first stage, then the optimiser's refinement",
     "first, few subjects": "first stage, trained on few subjects",
     LONGER: "first stage, trained twice as long",
     "first, five times as long": "first stage, trained five times as long",
