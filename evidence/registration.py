@@ -58,6 +58,7 @@ ITS_OWN = ("cohort", "slices")
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "identity": [{}],
     "affine": [{}],
+    "diffeomorphic, as it comes": [{}],
     "diffeomorphic": [{"update_smoothing": sigma} for sigma in (3.5, 5.0, 7.0, 9.0)],
     "SimpleITK demons": [{"iterations": [60, 40, 20], "sigma": sigma} for sigma in (1.0, 1.5, 2.0, 3.0)],
     "SimpleITK B-spline": [
@@ -67,7 +68,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "picsl_greedy": [
         {"iterations": "100x50x20", "sigmas": sigmas}
-        for sigmas in ("1.732vox 0.707vox", "2.5vox 0.707vox", "3.5vox 0.707vox", "5vox 1vox")
+        for sigmas in ("2.5vox 0.707vox", "3.5vox 0.707vox", "5vox 1vox", "8vox 1vox")
     ],
     "ANTsPy SyN": [
         {"syn_metric": metric, "syn_sampling": sampling, "reg_iterations": counts, "flow_sigma": sigma}

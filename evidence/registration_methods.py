@@ -268,6 +268,7 @@ METHODS: dict[str, Callable[[Path, NDArray[Any], dict[str, Any], Clock], Found]]
     "identity": identity,
     "affine": with_affine,
     "diffeomorphic": ours,
+    "diffeomorphic, as it comes": ours,
     "SimpleITK demons": demons,
     "SimpleITK B-spline": bspline,
     "picsl_greedy": greedy,

@@ -17,6 +17,7 @@ PAGE = HERE.parent / "docs" / "registration.md"
 RESULT = HERE / "results" / "registration.json"
 MISSING = "*Not measured yet.*"
 OURS = "diffeomorphic"
+DEFAULT = "diffeomorphic, as it comes"
 FLOORS = ("identity", "affine")
 STRENGTHS = ("small", "medium", "large")
 KNOWN, PROXY, SPEED = "known-fields", "colin27-mni", "speed"
@@ -68,7 +69,7 @@ def of(kept: Row, part: str) -> dict[str, list[Row]]:
     for row in kept["rows"]:
         if row["set"] == part:
             found.setdefault(row["method"], []).append(row)
-    rank = {OURS: 0} | dict.fromkeys(FLOORS, 2)
+    rank = {OURS: -1, DEFAULT: 0} | dict.fromkeys(FLOORS, 2)
     return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], 1), item[0])))
 
 
@@ -78,7 +79,7 @@ def middle(rows: Sequence[Row], name: str) -> float | None:
 
 
 def rivals(methods: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    return {name: rows for name, rows in methods.items() if name != OURS and name not in FLOORS}
+    return {name: rows for name, rows in methods.items() if name not in (OURS, DEFAULT, *FLOORS)}
 
 
 def tuning_pairs(kept: Row) -> str:
@@ -242,7 +243,7 @@ def settings(tuned: Sequence[Row]) -> str:
                 number(median(row["tre_mm"][row["best"]]), 3),
             ]
             for row in tuned
-            if row["method"] not in FLOORS
+            if row["method"] not in (DEFAULT, *FLOORS)
         ),
     )
 
