@@ -102,3 +102,8 @@ def test_a_map_that_no_patient_needs_is_told(right: Registration) -> None:
 def test_an_object_that_is_alike_whichever_way_it_is_turned_is_not_blamed(right: Registration) -> None:
     assert replace(right, alike=(0.8, 0.79)).problems == ()
     assert replace(right, alike=(0.3, 0.29)).problems != ()
+
+
+def test_one_image_twice_is_not_blamed_for_coming_no_closer() -> None:
+    fixed = anatomy(0)
+    assert register(fixed, fixed).problems == ()

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from sagittal.core.errors import InputError
 from sagittal.core.optional import optional_import
 from sagittal.core.randomness import generator
-from sagittal.registration.levels import coarsened
+from sagittal.registration.levels import coarsened, normalised
 from sagittal.registration.network import RegistrationNetwork, entered
 from sagittal.registration.network_layers import (
     EXTRAS,
@@ -121,6 +121,7 @@ def train_network(
     images = []
     for number, image in enumerate(moving):
         given = np.eye(4) if fixed is None and number == 0 else None if affines is None else affines[number]
+        normalised(image, f"image {number}")  # or it is refused by its number
         matrix, _ = affine_between(image, target, given, measure, silent)
         images.append(entered(image, frame, f"image {number}", matrix))
     still = images if fixed is None else [entered(fixed, frame, "fixed image")]
