@@ -49,7 +49,7 @@ def test_every_command_it_names_is_there() -> None:
     }
     assert len(commands) >= 5
     for words in commands:
-        names = words[: 2 if words[0] in ("case", "ct", "language") else 1]
+        names = words[: 2 if words[0] in ("atlas", "case", "ct", "language") else 1]
         done = subprocess.run([sagittal, *names, "--help"], capture_output=True, text=True, check=True)
         for option in (word for word in words if word.startswith("--")):
             assert option in done.stdout, f"{' '.join(names)} has no {option}"
