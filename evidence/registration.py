@@ -80,6 +80,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         )
     ],
 }
+ONE_GRID = ("SimpleITK demons",)
+"""Methods that take two images of one size alone."""
+
 PACKAGES = {
     "SimpleITK demons": "SimpleITK",
     "SimpleITK B-spline": "SimpleITK",
@@ -349,7 +352,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     )
     if "colin27-mni" in wanted and given.colin:
         facts = {"set": "colin27-mni", "image": "Colin27 to MNI152", "strength": "", "seed": 0, "threads": 1}
-        judge(results, methods, facts, lambda: colin_mni(given.colin, SPACING_MM))
+        able = [name for name in methods if name not in ONE_GRID]
+        judge(results, able, facts, lambda: colin_mni(given.colin, SPACING_MM))
     for part in ITS_OWN:
         if part in wanted:
             judge_others(results, methods, part, given.slices)

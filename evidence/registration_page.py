@@ -64,13 +64,19 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def of(kept: Row, part: str) -> dict[str, list[Row]]:
-    """Return the rows of a set by their method, ours first, then rivals, then floors."""
+    """Return the rows of a set by their method, ours first, then rivals, then floors: of pairs that all have."""
     found: dict[str, list[Row]] = {}
     for row in kept["rows"]:
         if row["set"] == part:
             found.setdefault(row["method"], []).append(row)
+    shared = set.intersection(*({pair(row) for row in rows} for rows in found.values())) if found else set()
+    found = {name: [row for row in rows if pair(row) in shared] for name, rows in found.items()}
     rank = {OURS: -1, DEFAULT: 0} | dict.fromkeys(FLOORS, 2)
     return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], 1), item[0])))
+
+
+def pair(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("image", "strength", "seed", "threads"))
 
 
 def middle(rows: Sequence[Row], name: str) -> float | None:
@@ -252,4 +258,7 @@ def default(kept: Row) -> str:
     row = next((row for row in kept["tuning"] if row["method"] == OURS), None)
     if row is None:
         return MISSING
-    return f"The setting chosen here was {row['options'][row['best']]}."
+    return (
+        f"The setting chosen here was {row['options'][row['best']]}; *as it comes* is the default, 3.5, with which "
+        "folded anatomy is followed further, and noise too. `--smoothing` sets it."
+    )
