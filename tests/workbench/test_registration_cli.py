@@ -87,7 +87,10 @@ def test_a_trained_network_registers(trained: Any, tmp_path: Path) -> None:
         (["--refine", "3"], "needs a model"),
         (["--method", "network", "--model", "none.safetensors"], "there is no such file"),
         (["--method", "network", "--model", "ATLAS"], "this is no registration network"),
-        (["--method", "network", "--model", "NET", "--finest", "3"], "no masks and no voxel width"),
+        (
+            ["--method", "network", "--model", "NET", "--finest", "3"],
+            "no masks, no voxel width and no smoothing",
+        ),
     ],
 )
 def test_what_is_no_network_is_refused(trained: Any, tmp_path: Path, more: list[str], said: str) -> None:
