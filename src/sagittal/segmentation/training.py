@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.core.optional import optional_import
-from sagittal.core.progress import Report, silent
 from sagittal.core.randomness import generator
 from sagittal.segmentation.labelled import UNKNOWN, LabelledImage, as_seen, fitted_scale
 from sagittal.segmentation.model import SegmentationModel
@@ -34,6 +33,11 @@ _AUXILIARY = 0.5  # weight of the heads' own losses at the first step
 _SMOOTH = 1.0  # voxel, of the Dice loss
 
 Arrays = dict[str, NDArray[np.float32]]
+Report = Callable[[str], None]
+
+
+def silent(message: str) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
