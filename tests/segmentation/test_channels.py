@@ -54,9 +54,11 @@ def test_a_slice_has_one_curl_along_its_normal() -> None:
     angle = 0.05
     matrix = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     made = geometric_channels(affine(matrix, SLICE))
-    assert made.names == ("jacobian", "curl")
+    assert made.names == ("jacobian", "curl_z")
     np.testing.assert_allclose(made.array[0], 0, atol=1e-6)
     np.testing.assert_allclose(made.array[1], 2 * np.sin(angle), atol=1e-6)
+    flipped = centred((7, 6, 1), (1.0, 2.0, 3.0), np.diag([-1.0, 1.0, 1.0]))
+    np.testing.assert_allclose(geometric_channels(affine(matrix, flipped)).array, made.array, atol=1e-6)
 
 
 def test_flipped_axes_and_other_voxels_change_nothing_in_space() -> None:

@@ -43,6 +43,8 @@ JACOBIAN, CURL = "jacobian", "curl"
 LOG_LIMIT = 1.5
 """Beyond this, log Jacobian determinants are cut off: a place 4.5 times as large, or as small."""
 
+_CURLS = ("curl_x", "curl_y", "curl_z")
+
 
 @dataclass(frozen=True, eq=False)
 class Channels:
@@ -95,13 +97,13 @@ def geometric_channels(field: DisplacementField, kinds: Iterable[str] = (JACOBIA
             image gives it. It must not come from a registration that saw the person's labels.
         kinds: "jacobian" for the natural logarithm of the Jacobian determinant, cut off at
             ±:data:`LOG_LIMIT`: above 0 the atlas is larger there than the person. "curl" for the curl: in
-            space three channels, its components to the patient's right, anterior and superior; in one slice
-            one channel, its component along the slice's normal, which is twice the angle of a small turn. The
-            normal is the cross product of the slice's two index axes, in their order.
+            space three channels, its components to the patient's right, anterior and superior ("curl_x",
+            "curl_y" and "curl_z"); in one slice one channel, its component along the slice's normal, twice
+            the angle of a small turn. Of the two normals it is the one that points right, anterior or
+            superior, whichever is nearest, and the channel is named after that axis.
 
     Returns:
-        Without unit. Neither depends on the grid's spacing or directions, but for the sign that the normal
-        gives.
+        Without unit. Neither depends on the grid's spacing or directions.
 
     Raises:
         InputError: No kind, an unknown one, or one that is asked for twice.
@@ -121,11 +123,12 @@ def geometric_channels(field: DisplacementField, kinds: Iterable[str] = (JACOBIA
             layers.append(np.minimum(found, LOG_LIMIT))
             names.append("jacobian")
         elif field.is_planar:
-            layers.append(np.tensordot(_normal(field), field.curl(), 1))
-            names.append("curl")
+            normal = _normal(field)
+            layers.append(np.tensordot(normal, field.curl(), 1))
+            names.append(_CURLS[int(normal.argmax())])
         else:
             layers.extend(field.curl())
-            names.extend(("curl_x", "curl_y", "curl_z"))
+            names.extend(_CURLS)
     return Channels(np.stack(layers).astype(np.float32), tuple(names))
 
 
@@ -190,11 +193,11 @@ def prior_channels(field: DisplacementField, atlas: Volume, classes: Mapping[str
 
 
 def _normal(field: DisplacementField) -> NDArray[np.float64]:
-    """Return the unit normal of a slice, in RAS+."""
+    """Return the unit normal of a slice, in RAS+; its largest component is positive."""
     axes = [axis for axis, count in enumerate(field.shape) if count > 1]
     if len(axes) != 2:
         raise InputError("a curl needs a slice or a volume", value=f"shape {field.shape}")
     first, second = field.geometry.affine[:3, axes[0]], field.geometry.affine[:3, axes[1]]
     across = np.cross(first, second)
-    found: NDArray[np.float64] = across / np.linalg.norm(across)
+    found: NDArray[np.float64] = across / np.linalg.norm(across) * np.sign(across[np.abs(across).argmax()])
     return found
