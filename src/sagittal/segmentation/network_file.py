@@ -75,7 +75,8 @@ def model_from_bytes(content: bytes, source: object = None) -> SegmentationModel
         )
         build_network(config, arrays)
     except SagittalError as error:
-        raise FormatError(error.problem, source=source, value=error.value, expected=_WANTED) from error
+        problem = error.problem if error.source is None else f"{error.source}: {error.problem}"
+        raise FormatError(problem, source=source, value=error.value, expected=_WANTED) from error
     except (LookupError, TypeError, ValueError) as error:
         raise FormatError("the model is damaged", source=source, expected=_WANTED) from error
     return model
@@ -103,11 +104,7 @@ def state_bytes(state: TrainingState, about: Mapping[str, Any]) -> bytes:
         state: Where it is.
         about: JSON values that say which training it is; :func:`state_from_bytes` compares them.
     """
-    arrays = {
-        f"{part}.{name}": array
-        for part in _PARTS
-        for name, array in getattr(state, part).items()
-    }
+    arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(state, part).items()}
     arrays["losses"] = np.array(state.losses, np.float64)
     return packed_weights(_STATE, _FORMAT, arrays, {"step": state.step, "about": dict(about)})
 
