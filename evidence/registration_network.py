@@ -38,6 +38,7 @@ from sagittal.registration import (
     train_network,
 )
 from sagittal.volume import DisplacementField, Volume
+from sagittal.volume.metrics import dice
 
 RESULT = Path(__file__).parent / "results" / "registration_network.json"
 PARTS = ("slices", "pairs", "long", "volumes", "choice")
@@ -77,17 +78,9 @@ def heads(kind: str, side: str) -> list[Subject]:
     )
 
 
-def dice(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """Return the overlap of each tissue; 1 where neither has it."""
-    found = []
-    for label in range(1, len(TISSUES) + 1):
-        size = np.count_nonzero(a == label) + np.count_nonzero(b == label)
-        found.append(2 * np.count_nonzero((a == label) & (b == label)) / size if size else 1.0)
-    return found
-
-
 def judged(field: DisplacementField, labels: Volume, wanted: Volume) -> Row:
-    overlap = dice(field.warp(labels, "label").array, wanted.array)
+    found = field.warp(labels, "label").array
+    overlap = [dice(found == label, wanted.array == label) for label in range(1, len(TISSUES) + 1)]
     return {
         "dice": dict(zip(TISSUES, overlap, strict=True)),
         "dice_mean": float(np.mean(overlap)),

@@ -21,6 +21,7 @@ from sagittal.core import assets
 from sagittal.core.randomness import generator
 from sagittal.segmentation import TISSUES, MarkovFieldSegmenter, quantity
 from sagittal.volume import Volume, read_nifti
+from sagittal.volume.metrics import dice
 
 RESULT = Path(__file__).parent / "results" / "tissue_volumes.json"
 LEVEL = 0.9
@@ -49,10 +50,6 @@ def amounts(tissue: Volume) -> dict[str, dict[str, float]]:
             "independent_high": high,
         }
     return found
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    return float(2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)))
 
 
 def real(t1: Volume, maps: dict[str, np.ndarray]) -> dict[str, object]:
