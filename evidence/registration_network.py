@@ -11,7 +11,7 @@ is among them. Subjects of training, of choosing and of judging are apart. Parts
 
     python evidence/registration_network.py --json evidence/results/registration_network.json [--only PART]
 
-Writes the JSON after each network. About 15 minutes of CPU on one core.
+Writes the JSON after each network. About an hour of one core.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ STILL = np.eye(4)
 SEEDS = 5
 COHORTS = {"train": 1, "choose": 2, "judge": 3}
 NUMBERS = {
-    "slices": {"train": 100, "choose": 6, "judge": 20},
+    "slices": {"train": 400, "choose": 20, "judge": 20},
     "volumes": {"train": 20, "choose": 0, "judge": 6},
 }
-FEW, FEW_SEEDS = 20, 1
+FEW, FEW_SEEDS = 50, 1
 """Training subjects of the arm that shows what more of them are worth."""
 SPACING = {"slices": 3.0, "volumes": 4.0}
 SETTINGS = {
-    "slices": {"width": 16, "steps": 400, "rate": 4e-3, "regularity": 0.01},
-    "volumes": {"width": 8, "steps": 100, "rate": 4e-3, "regularity": 0.01},
+    "slices": {"width": 16, "steps": 2000, "rate": 4e-3, "regularity": 0.15},
+    "volumes": {"width": 8, "steps": 400, "rate": 4e-3, "regularity": 0.15},
 }
 CHOICES = [
+    {"width": 16, "rate": 4e-3, "regularity": 0.15},
     {"width": 16, "rate": 4e-3, "regularity": 0.01},
-    {"width": 8, "rate": 4e-3, "regularity": 0.01},
-    {"width": 16, "rate": 1e-3, "regularity": 0.01},
-    {"width": 16, "rate": 4e-3, "regularity": 0.1},
+    {"width": 8, "rate": 4e-3, "regularity": 0.15},
+    {"width": 16, "rate": 1e-3, "regularity": 0.15},
 ]
-CHOICE_STEPS = 200
+CHOICE_STEPS = 2000
 REFINE = (10, 5)
 
 Row = dict[str, object]
