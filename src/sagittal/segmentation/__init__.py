@@ -1,4 +1,4 @@
-"""Segmentation: tissue from T1-weighted MRI, materials from CT, and quantities with their doubt."""
+"""Segmentation: tissue from T1 by a model or by networks, materials from CT, and their doubt."""
 
 from sagittal.segmentation.calibration import (
     CalibrationError,
@@ -11,26 +11,39 @@ from sagittal.segmentation.calibration import (
 )
 from sagittal.segmentation.doubt import doubtful_share, entropy_bits, quantity
 from sagittal.segmentation.hounsfield import LEAST_NOISE_HU, MATERIALS, HounsfieldClasses, SliceComposition
+from sagittal.segmentation.inference import predict
+from sagittal.segmentation.labelled import UNKNOWN, LabelledImage
 from sagittal.segmentation.markov import MarkovFieldSegmenter
+from sagittal.segmentation.model import SegmentationModel
+from sagittal.segmentation.networks import NetworkConfig
 from sagittal.segmentation.tissue import TISSUES, TissueSegmenter, brain_mask
+from sagittal.segmentation.training import Training, TrainingState, train
 
 __all__ = [
     "LEAST_NOISE_HU",
     "MATERIALS",
     "TISSUES",
+    "UNKNOWN",
     "CalibrationError",
     "HounsfieldClasses",
+    "LabelledImage",
     "MarkovFieldSegmenter",
+    "NetworkConfig",
     "Reliability",
+    "SegmentationModel",
     "SliceComposition",
     "TemperatureScaling",
     "TissueSegmenter",
+    "Training",
+    "TrainingState",
     "brain_mask",
     "calibration_error",
     "doubtful_share",
     "entropy_bits",
     "fit_temperatures",
     "negative_log_likelihood",
+    "predict",
     "quantity",
     "reliability",
+    "train",
 ]
