@@ -2,6 +2,15 @@
 
 from sagittal.annotation.bootstrap import BySubject, Draw, out_of_bag_mean
 from sagittal.annotation.cover import Cover, cosine_similarity, cover, cover_within, k_centre
+from sagittal.annotation.effort import (
+    CaseEffort,
+    Effort,
+    Saving,
+    campaign_saving,
+    correction_effort,
+    expected_effort,
+)
+from sagittal.annotation.minutes import LoggedMinutes, MinutesModel, fit_minutes, total_minutes
 from sagittal.annotation.selection import Budget, Candidate, Choice, Method, Pick, select
 from sagittal.annotation.uncertainty import (
     Unit,
@@ -17,17 +26,26 @@ __all__ = [
     "Budget",
     "BySubject",
     "Candidate",
+    "CaseEffort",
     "Choice",
     "Cover",
     "Draw",
+    "Effort",
+    "LoggedMinutes",
     "Method",
+    "MinutesModel",
     "Pick",
+    "Saving",
     "Unit",
     "UnitRegion",
+    "campaign_saving",
+    "correction_effort",
     "cosine_similarity",
     "cover",
     "cover_within",
     "ensemble_spread",
+    "expected_effort",
+    "fit_minutes",
     "k_centre",
     "mean_within",
     "out_of_bag_mean",
@@ -35,4 +53,5 @@ __all__ = [
     "regions",
     "select",
     "thumbnail",
+    "total_minutes",
 ]

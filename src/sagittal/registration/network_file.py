@@ -5,46 +5,33 @@ Nothing is unpickled. Two stages are one file. The header holds the sha256 of th
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-import numpy as np
-
-from sagittal import __version__
 from sagittal.core.errors import FormatError, SagittalError
-from sagittal.core.optional import optional_import
-from sagittal.core.provenance import hash_array, hash_json
+from sagittal.core.weights_file import packed_weights, unpacked_weights
 from sagittal.registration.network import RegistrationNetwork
 from sagittal.volume import Geometry
 
 __all__ = ["network_bytes", "network_from_bytes"]
 
-_KEY = "sagittal.registration-network"
+_KIND = "registration-network"
 _FORMAT = 1  # of the header, the order of the layers and the images' normalisation
 _PLAIN = ("width", "measure", "regularity", "steps", "seed", "extra")
-_WANTED = "a network that sagittal registration train has written"
+_MAKER = "sagittal registration train"
+_WANTED = f"a network that {_MAKER} has written"
 
 
 def network_bytes(network: RegistrationNetwork) -> bytes:
     """Return a network as the content of a file."""
     stages = [network] if network.first is None else [network.first, network]
-    arrays = {
-        f"{n}.{name}": np.array(a) for n, stage in enumerate(stages) for name, a in stage.weights.items()
-    }
+    arrays = {f"{n}.{name}": a for n, stage in enumerate(stages) for name, a in stage.weights.items()}
     header = {
-        "format": _FORMAT,
-        "version": __version__,
         "normalisation": "percentiles 0.5 and 99.5 to 0 and 1",
         "grid": network.grid.to_json(),
         "stages": [
             {**{name: getattr(stage, name) for name in _PLAIN}, "scale": list(stage.scale)}
             for stage in stages
         ],
-        "sha256": _digest(arrays),
     }
-    save = optional_import("safetensors.numpy", "language").save
-    found: bytes = save(arrays, metadata={_KEY: json.dumps(header)})
-    return found
+    return packed_weights(_KIND, _FORMAT, arrays, header)
 
 
 def network_from_bytes(content: bytes, source: object = None) -> RegistrationNetwork:
@@ -57,24 +44,10 @@ def network_from_bytes(content: bytes, source: object = None) -> RegistrationNet
     Raises:
         FormatError: Another kind of file, one that was cut short or changed, or one of a later version.
     """
-    load = optional_import("safetensors.numpy", "language").load
+    arrays, header = unpacked_weights(
+        _KIND, _FORMAT, content, source, what="registration network", made_by=_MAKER
+    )
     try:
-        length = int.from_bytes(content[:8], "little")
-        header: Any = json.loads(content[8 : 8 + length])["__metadata__"][_KEY]
-        header = json.loads(header)
-    except (ValueError, LookupError, TypeError) as error:
-        raise FormatError("this is no registration network", source=source, expected=_WANTED) from error
-    if header.get("format") != _FORMAT:
-        raise FormatError(
-            "the network is of another format",
-            source=source,
-            value=f"{header.get('format')}, from version {header.get('version')}",
-            expected=f"{_FORMAT}, as version {__version__} writes it",
-        )
-    try:
-        arrays = load(content)
-        if _digest(arrays) != header["sha256"]:
-            raise FormatError("the weights are damaged", source=source, expected=_WANTED)
         grid, network = Geometry.from_json(header["grid"]), None
         for number, stage in enumerate(header["stages"]):
             own = {
@@ -93,12 +66,8 @@ def network_from_bytes(content: bytes, source: object = None) -> RegistrationNet
             )
     except SagittalError as error:
         raise FormatError(error.problem, source=source, value=error.value, expected=_WANTED) from error
-    except Exception as error:  # safetensors has an error class of its own
+    except (LookupError, TypeError, ValueError) as error:
         raise FormatError("the network is damaged", source=source, expected=_WANTED) from error
     if network is None:
         raise FormatError("the file holds no network", source=source, expected=_WANTED)
     return network
-
-
-def _digest(arrays: dict[str, Any]) -> str:
-    return hash_json({name: hash_array(array) for name, array in arrays.items()})

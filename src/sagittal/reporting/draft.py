@@ -27,6 +27,8 @@ SECTIONS: Mapping[str, str] = {
     "record": "From the record",
     "image": "Images",
     "tissue": "Brain tissue volumes",
+    "segmentation": "Segmentation by a trained network",
+    "annotation": "Labels drawn by people",
     "atlas": "Against the atlas",
     "ct": "Head CT, one slice",
     "simulated-ct": "Simulation: the CT slice scanned at low dose",

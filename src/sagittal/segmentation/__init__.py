@@ -15,6 +15,7 @@ from sagittal.segmentation.inference import predict
 from sagittal.segmentation.labelled import UNKNOWN, LabelledImage
 from sagittal.segmentation.markov import MarkovFieldSegmenter
 from sagittal.segmentation.model import SegmentationModel
+from sagittal.segmentation.network_file import model_bytes, model_from_bytes
 from sagittal.segmentation.networks import NetworkConfig
 from sagittal.segmentation.tissue import TISSUES, TissueSegmenter, brain_mask
 from sagittal.segmentation.training import Training, TrainingState, train
@@ -41,6 +42,8 @@ __all__ = [
     "doubtful_share",
     "entropy_bits",
     "fit_temperatures",
+    "model_bytes",
+    "model_from_bytes",
     "negative_log_likelihood",
     "predict",
     "quantity",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.core.optional import optional_import
+from sagittal.segmentation.calibration import TemperatureScaling
 from sagittal.segmentation.labelled import as_seen
 from sagittal.segmentation.model import SegmentationModel
 from sagittal.segmentation.networks import NetworkConfig, build_network
@@ -84,11 +85,10 @@ def predict(
 def probabilities_of(
     model: SegmentationModel, logits: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Return the labels' probabilities from logits (*spatial, classes): softmax with temperatures."""
-    scaled = logits[mask] / np.array(model.temperatures, np.float32)
-    scaled -= scaled.max(axis=-1, keepdims=True)
-    shares = np.exp(scaled)
-    shares /= shares.sum(axis=-1, keepdims=True)
+    """Return the labels' probabilities from logits (*spatial, classes): softmax, then temperatures."""
+    shares = _softmax(logits[mask])
+    if set(model.temperatures) != {1.0}:
+        shares = TemperatureScaling(model.temperatures).apply(shares)
     found = np.zeros((*mask.shape, len(model.config.labels)), np.float32)
     found[mask] = np.clip(shares[:, int(model.config.background) :], 0, 1)
     return found
@@ -160,6 +160,12 @@ def fast_precision() -> str:
     cpu = optional_import("torch", "language").cpu
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return "bfloat16" if any(getattr(cpu, name, lambda: False)() for name in known) else "float32"
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    found: NDArray[np.float32] = shares / shares.sum(axis=-1, keepdims=True)
+    return found
 
 
 def _boxes(

@@ -23,7 +23,9 @@ class SegmentationModel:
         config: What it is.
         weights: float32 arrays by name: weights and running statistics.
         scale: Of each channel, over the training: see :func:`~sagittal.segmentation.labelled.fitted_scale`.
-        temperatures: Of each class, by which its logit is divided; 1 where nothing was calibrated.
+        temperatures: Of each class, as
+            :class:`~sagittal.segmentation.calibration.TemperatureScaling` has them; 1 where nothing was
+            calibrated.
         subjects: Of training: id, and sha256 of the labels.
         seed: Of training.
         steps: Of training.

@@ -25,6 +25,7 @@ _TITLES = {
     "t1": "T1 image",
     "ct": "CT slice",
     "tissue": "Brain tissue",
+    "segmentation": "Segmentation by a network",
     "ct-classes": "CT tissue classes",
     "ct-scanned": "CT slice as scanned in simulation",
     "ct-fbp": "Simulated low-dose CT, FBP",

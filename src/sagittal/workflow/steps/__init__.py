@@ -1,5 +1,6 @@
 """The steps that come with sagittal."""
 
+from sagittal.workflow.steps.annotation import TakeAnnotation
 from sagittal.workflow.steps.composition import MeasureCTSlice
 from sagittal.workflow.steps.correct import CorrectMask
 from sagittal.workflow.steps.image import ReadImage
@@ -22,5 +23,6 @@ __all__ = [
     "SegmentTissue",
     "SimulateCTScan",
     "SimulateDeformation",
+    "TakeAnnotation",
     "TakeRecord",
 ]

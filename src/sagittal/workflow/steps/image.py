@@ -14,7 +14,7 @@ from sagittal.volume import Volume, read_volume
 from sagittal.workflow.artifacts import Kind, SourceFiles
 from sagittal.workflow.step import Context, Result, Step
 
-__all__ = ["ReadImage"]
+__all__ = ["ReadImage", "source_volume"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ReadImage(Step):
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
         source: SourceFiles = inputs[f"{self.role}.files"]
-        volume = _read(source)
+        volume = source_volume(source)
         assumed = bool(self.unit) and volume.unit == "1"
         if assumed:
             volume = volume.replace(unit=self.unit)
@@ -69,7 +69,8 @@ class ReadImage(Step):
         )
 
 
-def _read(source: SourceFiles) -> Volume:
+def source_volume(source: SourceFiles) -> Volume:
+    """Return the volume in received files; an error names the file as it was received."""
     with tempfile.TemporaryDirectory(prefix="sagittal-") as folder:
         paths = []
         for index, (name, content) in enumerate(source.files):

@@ -1,0 +1,329 @@
+"""The queue of annotation: of the cases without labels, which come next, how long each takes, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sagittal.annotation import (
+    Budget,
+    Candidate,
+    CaseEffort,
+    Choice,
+    Method,
+    MinutesModel,
+    Unit,
+    UnitRegion,
+    ensemble_spread,
+    expected_effort,
+    mean_within,
+    predictive_entropy,
+    regions,
+    select,
+    thumbnail,
+    total_minutes,
+)
+from sagittal.core.errors import InputError
+from sagittal.core.progress import Report, silent
+from sagittal.core.provenance import Measurement
+from sagittal.volume import Geometry
+
+__all__ = [
+    "Pending",
+    "Predict",
+    "Queue",
+    "QueueItem",
+    "Scan",
+    "annotation_queue",
+    "proposal_of",
+    "uncertainty_of",
+]
+
+_Array = NDArray[Any]
+
+_PLACE: dict[Unit, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
+    Unit.VOLUME: lambda start, axis: (),
+    Unit.SLICE: lambda start, axis: (start[axis],),
+    Unit.PATCH: lambda start, axis: start,
+}
+_LOOKS = {Unit.VOLUME: (8, 8, 8), Unit.SLICE: (12, 12, 1), Unit.PATCH: (6, 6, 6)}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scan:
+    """A case's image as a network takes it.
+
+    Attributes:
+        channels: float32, (C, i, j, k).
+        mask: Where there is something to annotate, bool, (i, j, k).
+        geometry: Of the grid.
+        done: Voxels that are annotated already; none by default.
+    """
+
+    channels: _Array
+    mask: NDArray[np.bool_]
+    geometry: Geometry
+    done: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pending:
+    """A case that is in the store.
+
+    Attributes:
+        case: Its id.
+        subject: Whose it is.
+        load: Reads its image; called when it is needed, so that one case is in memory at a time.
+    """
+
+    case: str
+    subject: str
+    load: Callable[[], Scan]
+
+
+Predict = Callable[[Scan], _Array]
+"""Gives the probabilities of each network, shape (networks, i, j, k, labels)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueItem:
+    """What to annotate, with what is known of it before.
+
+    Attributes:
+        case: The case's id.
+        subject: Whose it is.
+        unit: Volume, slice or patch.
+        start: Its first voxel.
+        stop: The one behind its last.
+        minutes: What it is expected to take.
+        effort: The work that is expected on the model's proposal.
+        uncertainty: Mean disagreement or entropy over the mask.
+        gain: What the method gave it.
+        reason: Why it was chosen.
+    """
+
+    case: str
+    subject: str
+    unit: Unit
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    minutes: Measurement
+    effort: CaseEffort
+    uncertainty: float
+    gain: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """What to annotate, first things first.
+
+    Attributes:
+        items: In the order of choice.
+        total: Minutes of all of them; ``None`` where there are none.
+        method: How they were chosen.
+        guarantee: Share of the best possible cover that is certain; ``None`` for methods that cover nothing.
+        candidates: Of how many units they were chosen.
+        networks: How many networks were asked.
+        minutes_basis: What the minutes rest on.
+        notes: What a reader must know before relying on it.
+    """
+
+    items: tuple[QueueItem, ...]
+    total: Measurement | None
+    method: Method
+    guarantee: float | None
+    candidates: int
+    networks: int
+    minutes_basis: str
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the queue as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A unit of a case that could be chosen."""
+
+    pending: Pending
+    region: UnitRegion
+    candidate: Candidate
+    effort: CaseEffort
+
+
+def annotation_queue(
+    pending: Sequence[Pending],
+    predict: Predict,
+    classes: Sequence[str],
+    *,
+    budget: Budget,
+    minutes: MinutesModel,
+    labelled: Sequence[Pending] = (),
+    unit: Unit = Unit.VOLUME,
+    method: Method = Method.UNCERTAINTY_COVER,
+    axis: int = 2,
+    level: float = 0.9,
+    seed: int = 0,
+    report: Report = silent,
+) -> Queue:
+    """Choose what to annotate next among the cases of a store.
+
+    Args:
+        pending: Cases that are not, or not wholly, annotated.
+        predict: What the networks say of an image.
+        classes: Names of the labels, in the order of the probabilities.
+        budget: How many units, or how many minutes.
+        minutes: Predicts minutes from work.
+        labelled: Cases that are annotated: what they stand for needs no other.
+        unit: What is annotated at a time.
+        method: How the choice is made.
+        axis: Slices lie across it.
+        level: Of the intervals of minutes.
+        seed: For a choice by chance.
+        report: Told what is being done.
+
+    Raises:
+        InputError: Nothing is left to annotate.
+    """
+    parts: list[_Part] = []
+    known: list[_Array] = []
+    networks = 1
+    for place, case in enumerate(pending, 1):
+        report(f"case {place} of {len(pending)}: {case.case}")
+        scan = case.load()
+        said = predict(scan)
+        networks = len(said)
+        for region in regions(scan.mask, unit, axis=axis):
+            if scan.done is not None and scan.done[region.box].any():
+                known.append(_look(scan, region, unit, axis))
+            else:
+                parts.append(_part(place, case, scan, said, region, unit, axis, classes, minutes, level))
+    if not parts:
+        raise InputError(
+            "nothing is left to annotate",
+            value=f"{len(pending)} cases without labels",
+            expected="a case with an image and without labels",
+        )
+    for case in labelled:
+        report(f"labelled case {case.case}")
+        scan = case.load()
+        known.extend(_look(scan, region, unit, axis) for region in regions(scan.mask, unit, axis=axis))
+    choice = select(
+        [part.candidate for part in parts],
+        budget,
+        method=method,
+        labelled=np.stack(known) if known else None,
+        seed=seed,
+    )
+    items = tuple(_items(choice, parts, unit, minutes, level))
+    return Queue(
+        items=items,
+        total=total_minutes([item.minutes for item in items]) if items else None,
+        method=method,
+        guarantee=choice.guarantee,
+        candidates=len(parts),
+        networks=networks,
+        minutes_basis=minutes.basis,
+        notes=tuple(_notes(networks, minutes, budget, items, [part.candidate.minutes for part in parts])),
+    )
+
+
+def uncertainty_of(said: _Array) -> NDArray[np.float64]:
+    """Return the uncertainty of each voxel: the spread of an ensemble, the entropy of a single network.
+
+    Args:
+        said: Probabilities of each network, shape (networks, *spatial, labels).
+    """
+    return ensemble_spread(said) if len(said) > 1 else predictive_entropy(_with_rest(said[0]))
+
+
+def proposal_of(said: _Array, mask: NDArray[np.bool_]) -> tuple[_Array, _Array]:
+    """Return labels (0 background, 1 the first) and the networks' mean probabilities, 0 outside the mask."""
+    mean = np.where(mask[..., None], said.mean(axis=0, dtype=np.float64), 0)
+    labels = np.where(mask, _with_rest(mean).argmax(axis=-1), 0)
+    return labels, np.clip(mean, 0, 1)
+
+
+def _with_rest(probabilities: _Array) -> _Array:
+    """Put the background, which is what the labels lack to 1, before them."""
+    rest = np.clip(1 - probabilities.sum(axis=-1, keepdims=True, dtype=np.float64), 0, 1)
+    return np.concatenate([rest, probabilities], axis=-1)
+
+
+def _part(
+    number: int,
+    case: Pending,
+    scan: Scan,
+    said: _Array,
+    region: UnitRegion,
+    unit: Unit,
+    axis: int,
+    classes: Sequence[str],
+    minutes: MinutesModel,
+    level: float,
+) -> _Part:
+    here, mask = said[(slice(None), *region.box)], scan.mask[region.box]
+    labels, mean = proposal_of(here, mask)
+    effort = expected_effort(labels, mean, classes, scan.geometry.spacing, axis=axis)
+    candidate = Candidate(
+        subject=case.subject,
+        unit=unit,
+        place=(number, *_PLACE[unit](region.start, axis)),
+        descriptor=_look(scan, region, unit, axis),
+        spread=mean_within(ensemble_spread(here), mask) if len(said) > 1 else None,
+        entropy=mean_within(predictive_entropy(_with_rest(mean)), mask),
+        minutes=minutes.predict(effort, level=level).value,
+    )
+    return _Part(case, region, candidate, effort)
+
+
+def _look(scan: Scan, region: UnitRegion, unit: Unit, axis: int) -> _Array:
+    image, mask = scan.channels[0][region.box], scan.mask[region.box]
+    size = _LOOKS[unit]
+    if unit is Unit.SLICE:
+        image, mask = (np.moveaxis(array, axis, 2) for array in (image, mask))
+    return thumbnail(image, mask, size=size)
+
+
+def _items(
+    choice: Choice, parts: Sequence[_Part], unit: Unit, minutes: MinutesModel, level: float
+) -> Iterator[QueueItem]:
+    for pick in choice.picks:
+        part = parts[pick.index]
+        yield QueueItem(
+            case=part.pending.case,
+            subject=part.pending.subject,
+            unit=unit,
+            start=part.region.start,
+            stop=part.region.stop,
+            minutes=minutes.predict(part.effort, level=level),
+            effort=part.effort,
+            uncertainty=part.candidate.uncertainty,
+            gain=pick.gain,
+            reason=pick.reason,
+        )
+
+
+def _notes(
+    networks: int,
+    minutes: MinutesModel,
+    budget: Budget,
+    items: Sequence[QueueItem],
+    costs: Sequence[float],
+) -> Iterator[str]:
+    if networks == 1:
+        yield (
+            "the model is a single network: uncertainty is the entropy of its probabilities, which knows "
+            "nothing of what it is wrongly sure of; an ensemble would tell"
+        )
+    yield f"minutes: {minutes.basis}"
+    if not items and budget.minutes is not None:
+        yield (
+            f"nothing fits into {budget.minutes:g} minutes: the shortest is expected to take {min(costs):.3g}"
+        )

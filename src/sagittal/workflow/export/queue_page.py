@@ -1,0 +1,118 @@
+"""The queue of annotation as one self-contained page, with where the model is unsure of each item."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sagittal import __version__
+from sagittal.annotation import Unit
+from sagittal.core.files import write_text
+from sagittal.core.progress import Report, silent
+from sagittal.volume import Volume
+from sagittal.workflow.annotation_queue import Pending, Predict, Queue, QueueItem, Scan, uncertainty_of
+from sagittal.workflow.export.pictures import slice_png
+
+__all__ = ["QueuePicture", "queue_pictures", "write_queue_page"]
+
+_PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "S": "axial", "I": "axial"}
+_ONWARD = "LPS"  # directions in which pictures count slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuePicture:
+    """One slice of an item, twice, as data URIs.
+
+    Attributes:
+        image: The slice in grey.
+        unsure: The uncertainty over it, the stronger the higher.
+        place: Which slice it is.
+        most: Uncertainty that has the full colour: the highest in the case.
+    """
+
+    image: str
+    unsure: str
+    place: str
+    most: float
+
+
+def queue_pictures(
+    queue: Queue, pending: Sequence[Pending], predict: Predict, *, axis: int = 2, report: Report = silent
+) -> list[QueuePicture]:
+    """Return a picture of each item of a queue: its slice, or the slice of it with the most uncertainty.
+
+    Args:
+        queue: The queue.
+        pending: The cases that it was chosen from.
+        predict: What the networks say of an image.
+        axis: Slices lie across it.
+        report: Told what is being done.
+    """
+    cases = {case.case: case for case in pending}
+    found: dict[int, QueuePicture] = {}
+    for name in dict.fromkeys(item.case for item in queue.items):
+        report(f"picture of case {name}")
+        scan = cases[name].load()
+        unsure = np.where(scan.mask, uncertainty_of(predict(scan)), 0)
+        for place, item in enumerate(queue.items):
+            if item.case == name:
+                found[place] = _picture(scan, unsure, item, axis)
+    return [found[place] for place in range(len(queue.items))]
+
+
+def write_queue_page(
+    queue: Queue, pictures: Sequence[QueuePicture], path: Path, *, store: str, model: str
+) -> Path:
+    """Write the page of a queue to ``path``, whole or not at all.
+
+    Args:
+        queue: The queue.
+        pictures: Of each of its items.
+        path: Where to write.
+        store: Where the cases are, as it is shown.
+        model: Which model was asked, as it is shown.
+    """
+    environment = Environment(
+        loader=PackageLoader("sagittal.workflow.export", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("queue.html.j2").render(
+        queue=queue,
+        rows=list(zip(queue.items, pictures, strict=True)),
+        store=store,
+        model=model,
+        version=__version__,
+    )
+    return write_text(path, page)
+
+
+def _picture(scan: Scan, unsure: np.ndarray, item: QueueItem, axis: int) -> QueuePicture:
+    box = tuple(slice(a, b) for a, b in zip(item.start, item.stop, strict=True))
+    sums = unsure[box].sum(axis=tuple(other for other in range(3) if other != axis))
+    index = item.start[axis] + int(np.argmax(sums))
+    code = scan.geometry.axis_codes[axis]
+    shown = index if code in _ONWARD else unsure.shape[axis] - 1 - index
+    image = Volume(scan.channels[0], scan.geometry)
+    over = Volume(unsure.astype(np.float32), scan.geometry)
+    plane = _PLANES[code]
+    place = f"{plane} slice {shown}"
+    if item.unit is Unit.PATCH:
+        place += f", voxels {' to '.join(str(list(corner)) for corner in (item.start, item.stop))}"
+    return QueuePicture(
+        image=_uri(slice_png(image, plane, shown)),
+        unsure=_uri(slice_png(image, plane, shown, over=over)),
+        place=place,
+        most=float(unsure.max()),
+    )
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
