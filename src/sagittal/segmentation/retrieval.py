@@ -163,7 +163,7 @@ class RetrievalIndex:
                 "the query does not fit the index",
                 source=subject,
                 value=f"{len(asked)} features, position {position}, count {count}",
-                expected=f"{self._length} features, {'a position' if self._flat else 'no position'}, 1 or more",
+                expected=f"{self._length} features, {'a' if self._flat else 'no'} position, 1 or more",
             )
         others = [own for name, own in self._items.items() if name != subject]
         if not others:
