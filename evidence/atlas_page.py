@@ -6,16 +6,16 @@ A part that has not been measured is said to be missing.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from pages import MISSING, filled, table
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "atlas.md"
 RESULT = HERE / "results" / "atlas.json"
-MISSING = "*Not measured yet.*"
 
 PARTS = {
     "averages": ("random, 64 x 64", "random, 24 x 24 x 24", "true fields of 8 heads, 4 mm"),
@@ -37,18 +37,7 @@ def page(path: Path = RESULT) -> str:
         "sharp": sharp,
         "time": seconds,
     }
-    template = (HERE / "atlas.md.in").read_text(encoding="utf-8")
-    wanted = re.findall(r"\{\{(.+?)\}\}", template)
-    if sorted(wanted) != sorted(made):
-        raise ValueError(f"atlas.md.in and the tables do not agree: {sorted(set(wanted) ^ set(made))}")
-    return re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]](kept).strip(), template).rstrip() + "\n"
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    if not rows:
-        return MISSING
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
+    return filled(HERE / "atlas.md.in", {name: make(kept) for name, make in made.items()})
 
 
 def ratios(rows: list[Kept]) -> list[float]:

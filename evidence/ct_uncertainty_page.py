@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import MISSING, table
+
 RESULT = Path(__file__).parent / "results" / "ct_uncertainty.json"
-MISSING = "*Not measured yet.*"
 LOW, HIGH = 0.92, 0.98
 PLACES = ("flat", "edges", "low contrast")
 
@@ -128,10 +129,3 @@ def by_image(rows: Sequence[Row], write: Callable[[list[Row]], str]) -> str:
         first = mine[0]
         parts.append(f"**{name}** ({first['data']}, {first['views']} views)\n\n{write(mine)}")
     return "\n\n".join(parts) or MISSING
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    body = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    if not body:
-        return MISSING
-    return "\n".join(["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *body])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pages import table
+
 __all__ = ["RESULT", "section"]
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
@@ -57,18 +59,13 @@ memory, a file written or another one read, memory that nobody wrote, a patient'
 
 The last run, of version {result["version"]}:
 
-{_table(["files", "minutes", "inputs", "branches reached", "still found"], runs)}
+{table(["files", "minutes", "inputs", "branches reached", "still found"], runs)}
 
 Found before, and kept as tests ({fixed} of {len(kept)} do no longer happen):
 
-{_table(["what happened", *(NAMES[name] for name in targets)], found)}
+{table(["what happened", *(NAMES[name] for name in targets)], found)}
 
 Some of these were looked for by hand once the first of their kind was there. A run of minutes on two processors shows
 what is easy to reach; it does not show that nothing is left. Decoders in C (JPEG 2000, JPEG-LS) and ITK's own code are
 not instrumented: there the changes are guided only by our side of the call.
 """
-
-
-def _table(columns: list[str], rows: list[list[object]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from language_results import KIND, MISSING, MODELS, Results, by_spec, span
-from tables import table
+from pages import table
 
 BARS = {"SmolLM2-135M": 0.17, "Qwen2.5-Coder-0.5B": 0.10}
 

@@ -10,7 +10,6 @@ has been drawn.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from language_figures import figure, growth_figure, picture, pictures
 from language_results import HERE, load
 from language_speed import attention_speed, growth, step_speed
 from language_tables import SHORT, bound, distance, earlier, measured, needles, parts, setup, sinks
+from pages import filled
 
 PAGE = HERE.parent / "docs" / "language.md"
 
@@ -52,12 +52,7 @@ def page(folder: Path = HERE / "results") -> str:
             "kv_growth.png", "Milliseconds of a step, and MiB of the cache, against tokens held"
         ),
     }
-    template = (HERE / "language.md.in").read_text(encoding="utf-8")
-    wanted = re.findall(r"\{\{(.+?)\}\}", template)
-    if sorted(wanted) != sorted(made):
-        raise ValueError(f"language.md.in and the tables do not agree: {sorted(set(wanted) ^ set(made))}")
-    text = re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]].rstrip("\n"), template)
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return filled(HERE / "language.md.in", made)
 
 
 if __name__ == "__main__":

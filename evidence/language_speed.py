@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from language_results import HERE, MISSING
-from tables import table
+from pages import table
 
 SPEED = HERE.parent / "benchmarks" / "results"
 
@@ -83,7 +83,7 @@ def growth(folder: Path = SPEED) -> str:
     slope = {kind: slope_of(rows, kind) for kind in ("dynamic", "sagittal")}
     threads = f"{rows[0]['threads']} {'thread' if rows[0]['threads'] == 1 else 'threads'}"
     return (
-        f"{threads}, {found['machine']['processor']}, milliseconds.\n\n{table(columns, cells)}\n"
+        f"{threads}, {found['machine']['processor']}, milliseconds.\n\n{table(columns, cells)}\n\n"
         f"A line through the steps rises by {slope['dynamic']:.2f} ms for 1,000 tokens with `DynamicCache` and by "
         f"{slope['sagittal']:.2f} with the low-bit cache, {slope['sagittal'] / slope['dynamic']:.2f} of it.\n"
     )

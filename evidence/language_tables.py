@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from language_results import HERE, MISSING, Results, by_spec, setting, span
-from tables import table
+from pages import table
 
 
 def _ratio(row: dict[str, Any], other: str) -> str:
@@ -47,11 +47,11 @@ def measured(results: Results, part: str, columns: Sequence[str], *, first: str 
     for name, result in results.items():
         rows = list(by_spec(result, part).values())
         if not rows:
-            parts.append(f"**{name}**: {MISSING}.\n")
+            parts.append(f"**{name}**: {MISSING}.")
             continue
         cells = [[_name(row["spec"]), *(COLUMNS[column](row) for column in columns)] for row in rows]
         parts.append(f"**{name}.** {setting(result[part])}.\n\n{table([first, *columns], cells)}")
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def setup(results: Results) -> str:
@@ -86,7 +86,7 @@ def parts(results: Results) -> str:
     for name, result in results.items():
         rows = by_spec(result, "parts")
         if not rows:
-            said.append(f"**{name}**: {MISSING}.\n")
+            said.append(f"**{name}**: {MISSING}.")
             continue
         whole = rows.get("the whole method", {}).get("kl_mean")
         cells = [
@@ -100,7 +100,7 @@ def parts(results: Results) -> str:
         ]
         columns = ["cache", *SHORT[:2], "KL / the whole method's", "KL / `kivi2`'s"]
         said.append(f"**{name}.** {setting(result['parts'])}.\n\n{table(columns, cells)}")
-    return "\n".join(said)
+    return "\n\n".join(said)
 
 
 def sinks(results: Results) -> str:
@@ -211,7 +211,7 @@ def needles(results: Results) -> str:
             f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
         )
     columns = ["model", "tokens", "cache", "code right", "same answer as `16bit`", "right at depth"]
-    return table(columns, cells) + ("\n" + " ".join(details) + "\n" if details else "")
+    return table(columns, cells) + ("\n\n" + " ".join(details) if details else "")
 
 
 def _judged(found: dict[str, Any] | None) -> str:

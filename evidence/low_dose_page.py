@@ -6,19 +6,18 @@ A part that has not been measured is said to be missing.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import ct_uncertainty_page
 import numpy as np
+from pages import MISSING, filled, number, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "low-dose-ct.md"
 RESULT = HERE / "results" / "low_dose_ct.json"
-MISSING = "*Not measured yet.*"
 PHANTOM, REAL = "analytic phantom", "real slice"
 CENTRE = (60, 1e5)
 OURS = "edge-preserving-tv"
@@ -52,30 +51,15 @@ def page(path: Path = RESULT) -> str:
         "real": lambda kept: of_kind(kept, REAL),
         "phantom-grid": lambda kept: by_cell(kept, PHANTOM),
         "real-grid": lambda kept: by_cell(kept, REAL),
-        "edges": lambda kept: module(kept, "edges", lambda value: cell(value, 2)),
-        "bars": lambda kept: module(kept, "line pairs", lambda value: cell(value, 2)),
+        "edges": lambda kept: module(kept, "edges", lambda value: number(value, 2)),
+        "bars": lambda kept: module(kept, "line pairs", lambda value: number(value, 2)),
         "discs": lambda kept: module(kept, "low contrast", recovered),
         "matched": matched,
         "settings": settings,
         "others": others,
         "doubt": lambda _: ct_uncertainty_page.section(),
     }
-    template = (HERE / "low-dose-ct.md.in").read_text(encoding="utf-8")
-    wanted = re.findall(r"\{\{(.+?)\}\}", template)
-    if sorted(wanted) != sorted(made):
-        raise ValueError(f"low-dose-ct.md.in and the tables do not agree: {set(wanted) ^ set(made)}")
-    return re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]](kept), template).rstrip() + "\n"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    body = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    if not body:
-        return MISSING
-    return "\n".join(["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *body])
-
-
-def cell(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return filled(HERE / "low-dose-ct.md.in", {name: make(kept) for name, make in made.items()})
 
 
 def name(method: str) -> str:
@@ -177,14 +161,14 @@ def of_kind(kept: Row, kind: str) -> str:
 
 def middle(rows: dict[str, Row], image: str, measure: str, digits: int) -> str:
     value = rows.get(image, {}).get(measure)
-    return cell(median(value) if value else None, digits)
+    return number(median(value) if value else None, digits)
 
 
 def over(rows: dict[str, Row], measure: str, digits: int) -> str:
     """Return the mean over images of the median over noise."""
     values = [row[measure] for row in rows.values() if row[measure] is not None]
     each = [median(value) if isinstance(value, list) else value for value in values]
-    return cell(sum(each) / len(each) if each else None, digits)
+    return number(sum(each) / len(each) if each else None, digits)
 
 
 def cells(kept: Row, kind: str) -> list[tuple[float, float]]:
@@ -214,7 +198,7 @@ def module(kept: Row, image: str, show: Callable[[Any], str]) -> str:
 
 
 def recovered(value: Sequence[float | None]) -> str:
-    return cell(value[0], 2) + ("" if value[1] is None else f" ± {value[1]:.2f}")
+    return number(value[0], 2) + ("" if value[1] is None else f" ± {value[1]:.2f}")
 
 
 def matched(kept: Row) -> str:
@@ -228,7 +212,7 @@ def matched(kept: Row) -> str:
         pairs = zip(row["flat_noise"], row["width_mm"], strict=True)
         sharp = [(noise, width) for noise, width in pairs if width is not None and width <= most + 1e-9]
         noise, width = min(sharp, default=(None, None))
-        lines.append([name(method), cell(noise, 2), cell(width, 2), len(sharp)])
+        lines.append([name(method), number(noise, 2), number(width, 2), len(sharp)])
     return table(["method", "flat noise, HU", "width of its edge, mm", "settings as sharp"], lines)
 
 

@@ -6,14 +6,13 @@ A part that has not been measured is said to be missing.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from low_dose_page import MISSING, table
+from pages import MISSING, filled, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "registration-network.md"
@@ -54,11 +53,7 @@ def page(path: Path = RESULT) -> str:
         "choice": lambda kept: methods(kept, "choice"),
         "choice-steps": lambda kept: str(kept["facts"].get("choice_steps", "no")),
     }
-    template = (HERE / "registration-network.md.in").read_text(encoding="utf-8")
-    wanted = re.findall(r"\{\{(.+?)\}\}", template)
-    if sorted(wanted) != sorted(made):
-        raise ValueError(f"the template and the tables do not agree: {set(wanted) ^ set(made)}")
-    return re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]](kept), template).rstrip() + "\n"
+    return filled(HERE / "registration-network.md.in", {name: make(kept) for name, make in made.items()})
 
 
 def of(kept: Row, part: str, arm: str) -> list[Row]:

@@ -6,16 +6,16 @@ A part that has not been measured is said to be missing.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from pages import MISSING, filled, number, table
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "registration.md"
 RESULT = HERE / "results" / "registration.json"
-MISSING = "*Not measured yet.*"
 OURS = "diffeomorphic"
 DEFAULT = "diffeomorphic, as it comes"
 FLOORS = ("identity", "affine")
@@ -45,22 +45,7 @@ def page(path: Path = RESULT) -> str:
         "slice-settings": lambda kept: settings(of_set(kept, SLICES)),
         "default": default,
     }
-    template = (HERE / "registration.md.in").read_text(encoding="utf-8")
-    wanted = re.findall(r"\{\{(.+?)\}\}", template)
-    if sorted(wanted) != sorted(made):
-        raise ValueError(f"registration.md.in and the tables do not agree: {set(wanted) ^ set(made)}")
-    return re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]](kept), template).rstrip() + "\n"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    body = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    if not body:
-        return MISSING
-    return "\n".join(["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *body])
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return filled(HERE / "registration.md.in", {name: make(kept) for name, make in made.items()})
 
 
 def of(kept: Row, part: str) -> dict[str, list[Row]]:

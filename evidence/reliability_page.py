@@ -7,19 +7,18 @@ is there.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fuzz_page
 import served_page
+from pages import MISSING, filled, table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = ROOT / "benchmarks" / "results"
-MISSING = "*Not measured yet.*"
 ENGINES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 
 MORE: dict[Path, Callable[[Any], str]] = {
@@ -48,21 +47,11 @@ def page(folder: Path = RESULTS, more: dict[Path, Callable[[Any], str]] | None =
         "load-many": of_load(load, many),
         "more": "\n\n".join(make(result).strip() for make, result in further if result is not None),
     }
-    template = (HERE / "reliability.md.in").read_text(encoding="utf-8")
-    wanted = re.findall(r"\{\{(.+?)\}\}", template)
-    if sorted(wanted) != sorted(made):
-        raise ValueError(f"reliability.md.in and the tables do not agree: {sorted(set(wanted) ^ set(made))}")
-    text = re.sub(r"\{\{(.+?)\}\}", lambda found: made[found[1]].strip(), template)
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+    return filled(HERE / "reliability.md.in", made)
 
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def table(columns: list[str], rows: list[list[object]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows])
 
 
 def crash(runs: dict[str, Any]) -> str:

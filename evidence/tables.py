@@ -13,16 +13,11 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+from pages import table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "evidence.md"
 NAMES = {"csf": "cerebrospinal fluid", "gm": "grey matter", "wm": "white matter"}
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def tissue(result: dict) -> str:
@@ -59,6 +54,7 @@ Dice against the grey- and white-matter maps that come with the template, cut at
 estimates too, not the work of a reader.
 
 {table(["variant", "fluid", "grey matter", "white matter", "Dice grey", "Dice white"], real)}
+
 If every voxel erred by itself, the default's intervals would be {min(widths):.1f} to {max(widths):.1f} ml wide. The maps
 differ from the estimates by {abs(reference["gm"] - default["gm"]["value"]):.0f} ml of grey matter: such intervals would be false precision.
 
@@ -67,6 +63,7 @@ contrast, blur, non-uniformity and noise drawn for each seed). How often the int
 beside the interval of voxels that err apart:
 
 {table(["tissue", "median error", "interval holds the truth", "median width, of the truth", "independent voxels' interval holds it"], rows)}
+
 What this says: the interval carries the doubt that is in the probabilities, and no more. The method takes
 voxels that fluid and grey matter share for fluid, is sure of it, and no interval from its probabilities can
 know. The report says so beside both numbers.
@@ -120,9 +117,11 @@ planted one. *Wrong*: another line holds it. *Refused*: no line holds it, nothin
 in percentage points of right answers against 16 bits, paired by record, with a 95 % bootstrap interval.
 
 {table(["cache", "memory, of 16 bits", "right", "wrong", "refused", "right, against 16 bits"], cells)}
+
 By question, right / wrong / refused:
 
 {table(["question", *caches], questions)}
+
 The model is small and not medical, and the questions were written for these records: the table compares
 caches, and says nothing about real notes.
 """

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from sagittal.core.errors import ChecksumError, MissingDependencyError, ModelError
 from sagittal.core.files import sha256_file
-from sagittal.language import convert_gguf, load_language_model
+from sagittal.language import CachePlan, LowBitCache, convert_gguf, load_language_model
+from sagittal.language.pages import PagedStates
 
 
 class Bomb:
@@ -44,6 +46,36 @@ def test_loads_without_network_or_noise(
     assert not any(parameter.requires_grad for parameter in found.model.parameters())
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (verbosity, bars)
+
+
+def test_packed_reads_a_low_bit_cache_without_unpacking_it(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked = []
+    dense = PagedStates.dense
+
+    def watched(self: PagedStates, *args: Any) -> torch.Tensor:
+        unpacked.append(len(self))
+        return dense(self, *args)
+
+    monkeypatch.setattr(PagedStates, "dense", watched)
+    found = []
+    for packed in (True, False):
+        model = load_language_model(model_folder, packed=packed).model
+        cache = LowBitCache(model.config, CachePlan.uniform(8, 8))
+        model(torch.arange(3, 300)[None], past_key_values=cache)
+        unpacked.clear()
+        found.append(model(torch.tensor([[7]]), past_key_values=cache).logits)
+        assert bool(unpacked) is not packed
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+
+
+def test_packed_leaves_a_model_whose_attention_cannot_be_chosen(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "set_attn_implementation", lambda *_: None)
+    model = load_language_model(model_folder, packed=True).model
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "extra.PT", "a.pth", "weights.pkl"])

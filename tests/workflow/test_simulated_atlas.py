@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
 from atlas_phantom import head, head_labels, oblique, upright
@@ -26,6 +24,7 @@ from sagittal.workflow.runner import Runner
 from sagittal.workflow.step import Context, Step
 from sagittal.workflow.steps import SegmentTissue, SimulateDeformation
 from sagittal.workflow.steps.registration import file_fields, to_atlas
+from simulated_pictures import require_four_pictures, require_nothing_simulated, section_of
 
 pytest.importorskip("torch")
 pytest.importorskip("scipy")
@@ -154,18 +153,16 @@ def test_the_report_shows_the_change_that_is_known_and_the_one_found(
     runner: Runner, case_id: str, tmp_path: Path
 ) -> None:
     exported = export_case(runner.store, case_id, tmp_path / "out")
-    page = exported.report.read_text()
-    section = page[
-        page.index('aria-labelledby="simulated-atlas"') : page.index('aria-labelledby="provenance"')
-    ]
-    assert re.findall(r"<b>([^<]*)</b>", section) == [
-        "The head that was deformed",
-        "Known volume change",
-        "Volume change found",
-        "Its standard deviation",
-    ]
-    assert len(set(re.findall(r'width="(\d+)" height="(\d+)"', section))) == 1
-    assert len(set(re.findall(r'src="(data:image/png[^"]*)"', section))) == 4
+    section = section_of(exported, "simulated-atlas")
+    require_four_pictures(
+        section,
+        [
+            "The head that was deformed",
+            "Known volume change",
+            "Volume change found",
+            "Its standard deviation",
+        ],
+    )
     assert "no person’s head was ever like this" in section
     assert re.search(r"hold the known volume change in \d+ % of the head", section)
 
@@ -174,12 +171,7 @@ def test_nothing_simulated_leaves_as_an_observation_or_in_dicom_or_nifti(
     runner: Runner, case_id: str, tmp_path: Path
 ) -> None:
     exported = export_case(runner.store, case_id, tmp_path / "out")
-    bundle = exported.files["fhir"].read_text()
-    kept = [f for f in runner.store.case(case_id).standing() if not f.content.simulated]
-    assert len(json.loads(bundle)["entry"]) == 1 + len(kept)
-    assert "simulat" not in bundle.lower()
-    for path in exported.folder.rglob("*.dcm"):
-        assert "simulat" not in str(pydicom.dcmread(path)).lower()
+    require_nothing_simulated(exported, runner.store, case_id)
     assert not list(exported.folder.rglob("*.nii.gz"))
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ from sagittal.workflow.replay import replay
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.step import Context, Step
 from sagittal.workflow.steps import DraftReport, MeasureCTSlice, ReconstructCT, SimulateCTScan
+from simulated_pictures import require_four_pictures, require_nothing_simulated, section_of
 
 pytest.importorskip("scipy")
 
@@ -211,17 +211,14 @@ def test_replay_gives_the_same_bits(runner: Runner, case_id: str) -> None:
 
 def test_the_report_shows_four_pictures_of_one_size(runner: Runner, case_id: str, tmp_path: Path) -> None:
     exported = export_case(runner.store, case_id, tmp_path / "out")
-    page = exported.report.read_text()
-    section = page[page.index('aria-labelledby="low-dose"') : page.index('aria-labelledby="provenance"')]
-    titles = re.findall(r"<b>([^<]*)</b>", section)
-    assert titles == [
+    section = section_of(exported, "low-dose")
+    titles = [
         "Original",
         "FBP, simulated scan",
         "edge-preserving TV, simulated scan",
         "Its standard deviation",
     ]
-    assert len(set(re.findall(r'width="(\d+)" height="(\d+)"', section))) == 1
-    assert len(set(re.findall(r'src="(data:image/png[^"]*)"', section))) == 4
+    require_four_pictures(section, titles)
     assert "no patient was scanned like this" in section
     assert re.search(r"hold the original in \d+ % of the pixels where it is flat", section)
     assert re.search(r"black 0, white \d+ HU", section)
@@ -230,15 +227,8 @@ def test_the_report_shows_four_pictures_of_one_size(runner: Runner, case_id: str
 def test_nothing_simulated_leaves_as_an_observation_or_in_dicom(
     runner: Runner, case_id: str, tmp_path: Path
 ) -> None:
-    import pydicom
-
     exported = export_case(runner.store, case_id, tmp_path / "out")
-    bundle = exported.files["fhir"].read_text()
-    kept = [f for f in runner.store.case(case_id).standing() if not f.content.simulated]
-    assert len(json.loads(bundle)["entry"]) == 1 + len(kept)
-    assert "simulat" not in bundle.lower()
-    for path in exported.folder.rglob("*.dcm"):
-        assert "simulat" not in str(pydicom.dcmread(path)).lower()
+    require_nothing_simulated(exported, runner.store, case_id)
 
 
 def test_a_report_of_a_case_without_simulation_has_no_such_pictures(runner: Runner, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ class LanguageModel:
     weights_sha256: str
 
 
-def load_language_model(path: Path, *, sha256: Mapping[str, str] | None = None) -> LanguageModel:
+def load_language_model(
+    path: Path, *, sha256: Mapping[str, str] | None = None, packed: bool = False
+) -> LanguageModel:
     """Load a model and its tokenizer from a local folder of safetensors.
 
     The folder is looked at before anything in it is opened: a pickle anywhere in it is refused. No hub is
@@ -53,6 +55,9 @@ def load_language_model(path: Path, *, sha256: Mapping[str, str] | None = None) 
     Args:
         path: Folder with ``config.json``, ``model.safetensors`` (or an index of several) and a tokenizer.
         sha256: Pinned digests of files in the folder, file name to 64 hexadecimal digits.
+        packed: Let the model attend to a low-bit cache as it lies packed
+            (:func:`~sagittal.language.attention.use_low_bit_attention`), which is quicker for each new token.
+            A model whose attention cannot be chosen unpacks the cache.
 
     Returns:
         The model in the dtype it is stored in, on the CPU.
@@ -82,6 +87,11 @@ def load_language_model(path: Path, *, sha256: Mapping[str, str] | None = None) 
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if not isinstance(context, int):
         raise ModelError("config.json names no max_position_embeddings", source=path)
+    if packed:
+        from sagittal.language.attention import use_low_bit_attention
+
+        with suppress(ModelError):
+            use_low_bit_attention(model)
     digests = [sha256_file(file) for file in weights]
     digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return LanguageModel(model.eval().requires_grad_(False), tokenizer, path.resolve().name, context, digest)

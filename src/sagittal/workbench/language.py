@@ -332,7 +332,7 @@ def _generate(
     read = _read(prompt)
     specs = _specs([cache])
     with status(quiet=as_json) as report:
-        found = _model(model, report)
+        found = _model(model, report, packed=True)
         ids, mask = _encoded(found, read, chat, prompt)
         tokens = int(ids.shape[1])
         if tokens + max_new_tokens > found.context_length:
@@ -383,7 +383,7 @@ def _generate(
 # ---------------------------------------------------------------------- inputs, checked before they cost time
 
 
-def _model(path: Path, report: Report) -> LanguageModel:
+def _model(path: Path, report: Report, *, packed: bool = False) -> LanguageModel:
     """Load a model's folder; a GGUF file is not converted behind anyone's back."""
     if path.suffix.lower() == ".gguf":
         raise InputError(
@@ -394,7 +394,7 @@ def _model(path: Path, report: Report) -> LanguageModel:
     from sagittal.language import load_language_model
 
     report("loading the model")
-    return load_language_model(path)
+    return load_language_model(path, packed=packed)
 
 
 def _read(path: Path) -> str:

@@ -37,7 +37,7 @@ class ModelShelf:
 
             folder = model_folder(name, offline=self._offline, report=report)
             report(f"loading the language model {name}")
-            self._loaded[name] = load_language_model(folder)
+            self._loaded[name] = load_language_model(folder, packed=True)
         return self._loaded[name]
 
     def file(self, name: str, *, report: Report = silent) -> Path:
