@@ -19,6 +19,7 @@ from sagittal.segmentation.network_file import model_bytes, model_from_bytes
 from sagittal.segmentation.networks import NetworkConfig
 from sagittal.segmentation.tissue import TISSUES, TissueSegmenter, brain_mask
 from sagittal.segmentation.training import Training, TrainingState, train
+from sagittal.segmentation.volumes import VolumeScaling, fit_volumes
 
 __all__ = [
     "LEAST_NOISE_HU",
@@ -37,11 +38,13 @@ __all__ = [
     "TissueSegmenter",
     "Training",
     "TrainingState",
+    "VolumeScaling",
     "brain_mask",
     "calibration_error",
     "doubtful_share",
     "entropy_bits",
     "fit_temperatures",
+    "fit_volumes",
     "model_bytes",
     "model_from_bytes",
     "negative_log_likelihood",
