@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ class SegmentationModel:
         subjects: Of training: id, and sha256 of the labels.
         seed: Of training.
         steps: Of training.
+        facts: JSON values that whoever trained it wants to know again, such as the atlas of its channels.
 
     Raises:
         ModelError: Weights that are not finite, or a scale or temperature that is not positive.
@@ -41,6 +43,7 @@ class SegmentationModel:
     seed: int
     steps: int
     temperatures: tuple[float, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.temperatures:

@@ -45,6 +45,7 @@ def model_bytes(model: SegmentationModel) -> bytes:
         "subjects": [list(pair) for pair in model.subjects],
         "seed": model.seed,
         "steps": model.steps,
+        "facts": dict(model.facts),
     }
     return packed_weights(_MODEL, _FORMAT, model.weights, header)
 
@@ -72,6 +73,7 @@ def model_from_bytes(content: bytes, source: object = None) -> SegmentationModel
             subjects=tuple((str(name), str(digest)) for name, digest in header["subjects"]),
             seed=int(header["seed"]),
             steps=int(header["steps"]),
+            facts=dict(header["facts"]),
         )
         build_network(config, arrays)
     except SagittalError as error:

@@ -25,6 +25,7 @@ from sagittal.workbench import (
     field,
     language,
     registration,
+    segment,
 )
 from sagittal.workbench.doctor import diagnose
 from sagittal.workbench.output import JsonOption, emit, speaks, table
@@ -51,6 +52,7 @@ app.add_typer(atlas.app, name="atlas", help="Atlases: mean pose, size, shape and
 app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compare.")
 app.add_typer(field.app, name="field", help="Displacement fields: volume change, rotation, inverse, average.")
 app.add_typer(registration.app, name="registration", help="Networks that register: train one.")
+app.add_typer(segment.app, name="segment", help="Networks that segment: train, use and judge one.")
 app.add_typer(language.app, name="language", help="Language models with a low-bit cache.")
 
 app.command()(register)

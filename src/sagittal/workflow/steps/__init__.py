@@ -8,6 +8,7 @@ from sagittal.workflow.steps.reconstruction import ReconstructCT
 from sagittal.workflow.steps.record import ReadRecord, TakeRecord
 from sagittal.workflow.steps.registration import RegisterToAtlas
 from sagittal.workflow.steps.report import DraftReport
+from sagittal.workflow.steps.segmentation import SegmentByNetwork
 from sagittal.workflow.steps.simulated_deformation import SimulateDeformation
 from sagittal.workflow.steps.simulated_scan import SimulateCTScan
 from sagittal.workflow.steps.tissue import SegmentTissue
@@ -20,6 +21,7 @@ __all__ = [
     "ReadRecord",
     "ReconstructCT",
     "RegisterToAtlas",
+    "SegmentByNetwork",
     "SegmentTissue",
     "SimulateCTScan",
     "SimulateDeformation",

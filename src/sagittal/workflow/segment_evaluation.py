@@ -1,0 +1,124 @@
+"""Judge a trained segmentation network on the labelled cases of a store that it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sagittal.core.errors import InputError
+from sagittal.core.progress import Report, silent
+from sagittal.segmentation import calibration_error, quantity
+from sagittal.segmentation.inference import predict_logits, probabilities_of
+from sagittal.volume.metrics import compare
+from sagittal.workflow.labelled import field_for, labelled_cases
+from sagittal.workflow.runner import Runner
+from sagittal.workflow.segment_judgement import (
+    FEWEST_FOR_INTERVAL,
+    all_classes,
+    median_interval,
+    named,
+    true_classes,
+)
+from sagittal.workflow.segment_prediction import model_file, read_model
+from sagittal.workflow.steps.registration import RegisterToAtlas
+
+__all__ = ["evaluate_on_store"]
+
+_LEVEL = 0.95
+
+
+def evaluate_on_store(
+    runner: Runner, model: Path, atlas: RegisterToAtlas, *, report: Report = silent
+) -> dict[str, Any]:
+    """Compare what a model says with the labels of each case that it neither learned nor was calibrated on.
+
+    A case is known by its id and by its labels' contents. Everything is measured on the network's grid.
+
+    Args:
+        runner: Of the store.
+        model: The model's folder or file.
+        atlas: How cases are registered to the atlas, where a channel needs it.
+        report: Takes a line that says what is being done.
+
+    Returns:
+        JSON values: the cases, the worst first, each with Dice, HD95, ASSD and volumes of each label; means;
+        an interval of the median subject's Dice from six cases; calibration errors; the share of volumes
+        that lie in their 95 % interval.
+
+    Raises:
+        InputError: No case is left to judge on, or a channel is missing.
+    """
+    path = model_file(model)
+    found = read_model(path)
+    config = found.config
+    known = [tuple(pair) for pair in (*found.subjects, *found.facts.get("held_out", ()))]
+    ids, hashes = {one for one, _ in known}, {digest for _, digest in known}
+    cases, left_out = [], []
+    rows = []
+    for one in labelled_cases(runner.store, config.labels):
+        if one.id in ids:
+            left_out.append(one.id)
+            continue
+        report(f"judging case {one.id}")
+        field, _ = field_for(runner, one.case, config.channels, atlas)
+        image, seen = one.image(runner.store, config.channels, config.spacing_mm, field)
+        if image.label_hash in hashes:
+            left_out.append(one.id)
+            continue
+        shares = probabilities_of(found, predict_logits(found, seen.channels, seen.mask), seen.mask)
+        classes = true_classes(config, image)
+        counted = image.mask & (classes >= 0)
+        truth, answer = np.where(counted, image.labels, 0), np.where(counted, named(shares), 0)
+        size = seen.geometry.voxel_volume_ml
+        scores: dict[str, Any] = {}
+        for number, name in enumerate(config.labels, 1):
+            score = compare(answer == number, truth == number, seen.geometry)
+            amount = quantity(shares[counted][:, number - 1], size=size, unit="ml", level=_LEVEL)
+            scores[name] = {
+                "dice": score.dice,
+                "jaccard": score.jaccard,
+                "hd95_mm": _finite(score.hd95_mm),
+                "assd_mm": _finite(score.assd_mm),
+                "surface_dice": score.surface_dice,
+                "volume_ml": amount.value,
+                "volume_interval_ml": [amount.low, amount.high],
+                "reference_ml": score.reference_ml,
+                "covered": bool(amount.low <= score.reference_ml <= amount.high),
+            }
+        rows.append((all_classes(config, shares[counted]), classes[counted]))
+        cases.append({"case": one.id, "minutes": one.minutes, "labels": scores})
+    if not cases:
+        raise InputError(
+            "no labelled case is left to judge on",
+            source=runner.store.source,
+            value=f"{len(left_out)} with labels {', '.join(config.labels)}, all seen in training",
+            expected="cases that the model has not seen",
+        )
+    means = [float(np.mean([s["dice"] for s in one["labels"].values()])) for one in cases]
+    error = calibration_error(np.concatenate([p for p, _ in rows]), np.concatenate([y for _, y in rows]))
+    covered = [s["covered"] for one in cases for s in one["labels"].values()]
+    result: dict[str, Any] = {
+        "model": str(path.absolute()),
+        "cases": [cases[n] for n in np.argsort(means, kind="stable").tolist()],
+        "left_out": left_out,
+        "dice": {n: float(np.mean([one["labels"][n]["dice"] for one in cases])) for n in config.labels},
+        "dice_mean": float(np.mean(means)),
+        "dice_interval": median_interval(means),
+        "ece": {
+            "equal_width": error.equal_width,
+            "equal_mass": error.equal_mass,
+            "class_wise": error.class_wise,
+            "debiased": error.debiased,
+        },
+        "volume_interval_coverage": float(np.mean(covered)),
+        "volume_intervals": len(covered),
+    }
+    if result["dice_interval"] is None:
+        result["for_an_interval"] = f"{FEWEST_FOR_INTERVAL} cases are needed; there are {len(cases)}"
+    return result
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
