@@ -143,6 +143,18 @@ def test_what_is_labelled_is_known() -> None:
     assert alone.items != beside.items
 
 
+def test_a_case_that_cannot_be_read_is_left_out_and_said_to_be() -> None:
+    def broken() -> Scan:
+        raise InputError("the image is empty", source="t1")
+
+    bad = Pending(case="bad", subject="bad", load=broken)
+    found = queue(cases=[*CASES, bad])
+    assert found.candidates == 4
+    assert "case bad is left out: t1: the image is empty" in found.notes
+    with pytest.raises(InputError, match="case bad is left out: t1: the image is empty"):
+        queue(cases=[bad])
+
+
 def test_nothing_left_is_said() -> None:
     with pytest.raises(InputError, match="nothing is left to annotate"):
         queue(cases=[])

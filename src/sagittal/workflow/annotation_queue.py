@@ -175,7 +175,8 @@ def annotation_queue(
     """Choose what to annotate next among the cases of a store.
 
     Args:
-        pending: Cases that are not, or not wholly, annotated.
+        pending: Cases that are not, or not wholly, annotated. One that cannot be read as the networks take
+            it is left out, and a note says so.
         predict: What the networks say of an image.
         classes: Names of the labels, in the order of the probabilities.
         budget: How many units, or how many minutes.
@@ -193,10 +194,14 @@ def annotation_queue(
     """
     parts: list[_Part] = []
     known: list[_Array] = []
-    networks = 1
+    networks, left_out = 1, []
     for place, case in enumerate(pending, 1):
         report(f"case {place} of {len(pending)}: {case.case}")
-        scan = case.load()
+        try:
+            scan = case.load()
+        except InputError as error:
+            left_out.append(f"case {case.case} is left out: {error}")
+            continue
         said = predict(scan)
         networks = len(said)
         for region in regions(scan.mask, unit, axis=axis):
@@ -207,7 +212,7 @@ def annotation_queue(
     if not parts:
         raise InputError(
             "nothing is left to annotate",
-            value=f"{len(pending)} cases without labels",
+            value="; ".join(left_out) or f"{len(pending)} cases without labels",
             expected="a case with an image and without labels",
         )
     for case in labelled:
@@ -230,7 +235,10 @@ def annotation_queue(
         candidates=len(parts),
         networks=networks,
         minutes_basis=minutes.basis,
-        notes=tuple(_notes(networks, minutes, budget, items, [part.candidate.minutes for part in parts])),
+        notes=(
+            *_notes(networks, minutes, budget, items, [part.candidate.minutes for part in parts]),
+            *left_out,
+        ),
     )
 
 
