@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from brain_tissue_annotation import MORE
 from brain_tissue_arms import ARMS, Row, Settings
 from brain_tissue_summary import summary
 
@@ -32,7 +33,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 def every_arm() -> dict[str, Callable[[int, Settings], Row]]:
     """Return the arms by name, in the order in which they are run."""
-    return dict(ARMS)
+    return {**ARMS, **MORE}
 
 
 def measure(arms: Sequence[str], seeds: Sequence[int], settings: Settings, rows: Path) -> None:
