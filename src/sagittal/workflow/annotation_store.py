@@ -1,4 +1,4 @@
-"""What a store holds for the queue of annotation: cases without labels, minutes that were logged, and networks."""
+"""What a store holds for the queue of annotation: cases without labels, logged minutes, and networks."""
 
 from __future__ import annotations
 
