@@ -13,7 +13,7 @@ from sagittal.core.errors import GeometryError, InputError
 from sagittal.segmentation.tissue import brain_mask
 from sagittal.volume import DisplacementField, Geometry, Volume, reorient, require_same_space, resample
 from sagittal.workflow.artifacts import SourceFiles
-from sagittal.workflow.steps.registration import file_fields
+from sagittal.workflow.map_files import file_fields
 
 __all__ = [
     "GEOMETRIC",
