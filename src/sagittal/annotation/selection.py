@@ -103,8 +103,13 @@ class Budget:
         if len(given) != 1 or not (given[0] > 0 and np.isfinite(given[0])):
             raise InputError(
                 "no such budget",
-                value=f"{self.number} units, {self.minutes} minutes",
-                expected="one of the two, above 0",
+                value=" and ".join(
+                    f"{value:g} {what}"
+                    for value, what in ((self.number, "units"), (self.minutes, "minutes"))
+                    if value is not None
+                )
+                or "none",
+                expected="a number of units or of minutes, not both, above 0",
             )
 
 
@@ -227,9 +232,10 @@ def _covering(
         if mine:
             near = float(similarity[mine, index].mean())
             parts.append(f"stands for {len(mine)} others of the candidates (mean similarity {near:.2f})")
-        else:
-            parts.append("is like no other")
-        picks.append(Pick(index=index, candidate=every[index], gain=gain, reason="; ".join(parts)))
+        elif len(chosen) < len(every):
+            parts.append("stands for itself alone: the others are nearer to what is chosen or labelled")
+        reason = "; ".join(parts) or "all candidates are chosen"
+        picks.append(Pick(index=index, candidate=every[index], gain=gain, reason=reason))
     return Choice(method=method, picks=tuple(picks), guarantee=found.guarantee, candidates=len(every))
 
 
