@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from atlas_phantom import upright
 from labelled_store import LABELS, add_case, annotate, labelled_store, subject
 from sagittal.case.store import CaseStore
-from sagittal.volume import read_nifti, write_nifti
+from sagittal.volume import read_nifti, reorient, write_nifti
 from sagittal.workbench.cli import app
 from sagittal.workflow import artifacts
 from sagittal.workflow.models import ModelShelf
@@ -85,7 +86,7 @@ def test_cases_without_labels_are_queued_within_the_minutes(made: Path, folder: 
     assert sorted(item["case"] for item in whole["items"]) == sorted(ids(folder)[2:])
     assert {item["label"] for item in whole["items"]} == {"s2", "s3", "s4"}
     assert (whole["networks"], whole["candidates"]) == (2, 3)
-    assert whole["minutes_basis"].startswith("2 logged annotations: too few")
+    assert whole["minutes_basis"].startswith("2 logged annotations and a prior")
     for item in whole["items"]:
         assert item["minutes"]["low"] < item["minutes"]["value"] < item["minutes"]["high"]
         assert "mean disagreement" in item["reason"]
@@ -117,11 +118,11 @@ def test_a_person_reads_a_table_and_the_sum(made: Path, folder: Path) -> None:
     ]
     done = CliRunner().invoke(app, [*map(str, given), "--unit", "slice", "--plane", "coronal"])
     assert done.exit_code == 0, done.stderr
-    assert re.search(r"coronal, \d+ mm (front|back)", done.stdout)
+    assert re.search(r"coronal, y = -?\d+ mm", done.stdout)
     assert re.search(
         r"1 of \d+ candidates, chosen by uncertainty\+cover .*minutes, 90 % interval", done.stdout
     )
-    assert "note: minutes: 2 logged annotations" in done.stdout
+    assert "note: what the minutes rest on: 2 logged annotations" in done.stdout
 
 
 @pytest.mark.parametrize("unit", ["volume", "slice", "patch"])
@@ -219,3 +220,27 @@ def test_nothing_labelled_is_said_and_nothing_left_is_refused(made: Path, folder
     code, found, _ = ask(made, folder, "--budget-number", 1)
     assert code == 2
     assert "nothing is left to annotate; got 5 of 5 cases are labelled" in found["error"]
+
+
+def test_slices_are_proposed_where_they_lie_on_a_finer_grid_with_other_axes(made: Path, folder: Path) -> None:
+    image, _ = subject(6, upright(5.0))
+    with CaseStore(folder / "fine" / "store") as store:
+        case_id = add_case(store, folder / "files", reorient(image, "PSL"), "fine")
+    options = ("--budget-number", 1, "--unit", "slice", "--proposals", folder / "out")
+    code, found, error = ask(made, folder / "fine", *options)
+    assert code == 0, error
+    labels = read_nifti(found["proposals"][case_id])
+    assert labels.geometry.axis_codes == ("P", "S", "L")
+    (item,) = found["items"]
+    asked = np.argwhere(labels.array != 255)
+    heights = labels.geometry.index_to_world(asked)[:, 2]
+    assert np.abs(heights - item["middle_mm"][2]).max() <= 3.5  # half of a slice of 7 mm
+    assert len(asked) == labels.array.size / labels.shape[1] * len(set(asked[:, 1]))
+    taken = ["annotate", "import", found["proposals"][case_id], "--case", case_id, "--minutes", 1]
+    told = ["--unknown", 255, "--store", folder / "fine" / "store"]
+    done = CliRunner().invoke(app, [str(one) for one in (*taken, *told)])
+    assert done.exit_code == 0, done.stderr
+    code, after, error = ask(made, folder / "fine", "--budget-number", 99, "--unit", "slice")
+    assert code == 0, error
+    assert item["start"] not in [other["start"] for other in after["items"]]
+    assert len(after["items"]) == found["candidates"] - 1

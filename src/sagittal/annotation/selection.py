@@ -231,7 +231,8 @@ def _covering(
             parts.append(_told(every[index], ranks[index], len(every)))
         if mine:
             near = float(similarity[mine, index].mean())
-            parts.append(f"stands for {len(mine)} others of the candidates (mean similarity {near:.2f})")
+            others = f"{len(mine)} other{'s' if len(mine) > 1 else ''}"
+            parts.append(f"stands for {others} of the candidates (mean similarity {near:.2f})")
         elif len(chosen) < len(every):
             parts.append("stands for itself alone: the others are nearer to what is chosen or labelled")
         reason = "; ".join(parts) or "all candidates are chosen"
@@ -332,7 +333,7 @@ def _told(candidate: Candidate, rank: int, count: int, *, entropy: bool = False)
         what = f"mean entropy {candidate.entropy:.3f}"
     else:
         what = f"mean disagreement {candidate.spread:.3f}"
-    return f"{what} ({rank} of {count} from the most uncertain)"
+    return f"{what} ({rank} of {count}, the most uncertain first)"
 
 
 def _distances(one: _Array, other: _Array) -> _Array:

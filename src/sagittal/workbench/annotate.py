@@ -62,7 +62,7 @@ def next_(
     from sagittal.annotation import Budget, Method, Unit
     from sagittal.case.location import open_store
     from sagittal.workflow.annotation_networks import read_networks
-    from sagittal.workflow.annotation_proposals import UNKNOWN, proposal_files, write_proposals
+    from sagittal.workflow.annotation_proposals import UNKNOWN, write_proposals
     from sagittal.workflow.annotation_store import store_queue
     from sagittal.workflow.models import ModelShelf
     from sagittal.workflow.network_input import wants_field
@@ -81,17 +81,17 @@ def next_(
         queue, pending = store_queue(
             runner, networks, step, budget=budget, unit=parts, method=how, axis=axis, seed=seed
         )
-        if proposals is not None:
-            proposal_files(queue, proposals)
+        files = (
+            {} if proposals is None else write_proposals(runner, networks, step, queue, pending, proposals)
+        )
         if page is not None:
             from sagittal.workflow.export.queue_page import queue_pictures, write_queue_page
 
             pictures = queue_pictures(queue, pending, networks, axis=axis, report=report)
             shown = ", ".join(str(path) for path in model or [])
-            write_queue_page(queue, pictures, page, store=store.source, model=shown)
-        files = (
-            {} if proposals is None else write_proposals(runner, networks, step, queue, pending, proposals)
-        )
+            write_queue_page(
+                queue, pictures, page, store=store.source, model=shown, axis=axis, proposals=files
+            )
     result = {
         **queue.to_json(),
         "page": None if page is None else str(page.absolute()),

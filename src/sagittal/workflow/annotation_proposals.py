@@ -21,18 +21,14 @@ from sagittal.workflow.steps.annotation import ANNOTATION, NOT_LABELLED
 from sagittal.workflow.steps.proposal import ProposeLabels
 from sagittal.workflow.steps.registration import RegisterToAtlas
 
-__all__ = ["UNKNOWN", "proposal_files", "write_proposals"]
+__all__ = ["UNKNOWN", "write_proposals"]
 
 UNKNOWN = 255
 """Value of voxels that nobody is asked to look at, in the files."""
 
 
-def proposal_files(queue: Queue, folder: Path) -> dict[str, Path]:
-    """Return the file of proposed labels of each case of a queue.
-
-    Raises:
-        InputError: One is there already: it may hold a person's work.
-    """
+def _files(queue: Queue, folder: Path) -> dict[str, Path]:
+    """Return the file of labels of each case; one that is there may hold a person's work, and is refused."""
     found = {item.case: folder / f"{item.case}-labels.nii.gz" for item in queue.items}
     for path in found.values():
         if path.exists():
@@ -69,7 +65,7 @@ def write_proposals(
         InputError: A file of labels is there already.
         StorageError: The folder cannot be written.
     """
-    files = proposal_files(queue, folder)
+    files = _files(queue, folder)
     step = ProposeLabels(
         models=tuple(str(file) for file in networks.files),
         sha256=networks.sha256,

@@ -40,6 +40,7 @@ __all__ = [
     "Scan",
     "annotation_queue",
     "proposal_of",
+    "slice_place",
     "uncertainty_of",
 ]
 
@@ -51,7 +52,6 @@ _PLACE: dict[Unit, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
     Unit.PATCH: lambda start, axis: start,
 }
 _PLANES = ("sagittal", "coronal", "axial")
-_SIDES = (("left", "right"), ("back", "front"), ("bottom", "top"))
 _DONE = 0.5  # of a unit's voxels: it counts as annotated
 _LOOKS = {Unit.VOLUME: (8, 8, 8), Unit.SLICE: (12, 12, 1), Unit.PATCH: (6, 6, 6)}
 
@@ -133,8 +133,8 @@ class QueueItem:
         if self.unit is Unit.VOLUME:
             return ""
         if self.unit is Unit.SLICE:
-            return f"{_PLANES[axis]}, {_away(self.middle_mm[axis], axis)}"
-        return ", ".join(_away(mm, along) for along, mm in enumerate(self.middle_mm))
+            return slice_place(self.middle_mm[axis], axis)
+        return ", ".join(_along(mm, along) for along, mm in enumerate(self.middle_mm))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,8 @@ class Queue:
         total: Minutes of all of them; ``None`` where there are none.
         budget: What could be spent.
         method: How they were chosen.
-        guarantee: Share of the best possible cover that is certain; ``None`` for methods that cover nothing.
+        guarantee: Share of the best possible cover (by the shortlist, where there is one) that is certain;
+            ``None`` for methods that cover nothing.
         candidates: Of how many units they were chosen.
         networks: How many networks were asked.
         minutes_basis: What the minutes rest on.
@@ -168,7 +169,9 @@ class Queue:
         """How many were chosen of how many, how, and what they take together, in a sentence."""
         chosen = f"{len(self.items)} of {self.candidates} candidates, chosen by {self.method}"
         if self.guarantee is not None:
-            chosen += f" (at least {100 * self.guarantee:.0f} % of the best possible cover)"
+            chosen += (
+                f" (at least {100 * self.guarantee:.0f} % of the best cover that such a choice can have)"
+            )
         if self.total is None:
             return chosen
         allowed = "" if self.budget.minutes is None else f" of {self.budget.minutes:g}"
@@ -300,9 +303,13 @@ def proposal_of(said: _Array, mask: NDArray[np.bool_]) -> tuple[_Array, _Array]:
     return labels, np.clip(mean, 0, 1)
 
 
-def _away(mm: float, axis: int) -> str:
-    """Say how far from the scanner's origin, and towards which side."""
-    return f"{abs(mm):.0f} mm {_SIDES[axis][mm > 0]}"
+def slice_place(mm: float, axis: int) -> str:
+    """Say where a slice across an axis of space lies, in words and mm."""
+    return f"{_PLANES[axis]}, {_along(mm, axis)}"
+
+
+def _along(mm: float, axis: int) -> str:
+    return f"{'xyz'[axis]} = {round(mm)} mm"
 
 
 def _with_rest(probabilities: _Array) -> _Array:
@@ -381,7 +388,7 @@ def _notes(
             "the model is a single network: uncertainty is the entropy of its probabilities, which knows "
             "nothing of what it is wrongly sure of; an ensemble would tell"
         )
-    yield f"minutes: {minutes.basis}"
+    yield f"what the minutes rest on: {minutes.basis}"
     if not items and budget.minutes is not None:
         yield (
             f"nothing fits into {budget.minutes:g} minutes: the shortest is expected to take {min(costs):.3g}"
