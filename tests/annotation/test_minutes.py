@@ -42,10 +42,10 @@ def test_without_logs_it_is_the_prior_and_says_so() -> None:
 
 def test_few_logs_keep_the_interval_wide_and_say_so() -> None:
     model = fit_minutes(logged(2, 0))
-    assert "2 logged annotations: too few" in model.basis
+    assert "2 logged annotations and a prior that nobody measured: fewer than 10 logs" in model.basis
     told, many = (m.predict(work(20, 30, 800)) for m in (model, fit_minutes(logged(60, 0))))
     assert told.high / told.low > 1.5 * (many.high / many.low)
-    assert "1 logged annotation:" in fit_minutes(logged(1, 0)).basis
+    assert "1 logged annotation and" in fit_minutes(logged(1, 0)).basis
     assert fit_minutes(logged(60, 0)).basis == "60 logged annotations"
 
 

@@ -181,19 +181,37 @@ def test_a_queue_is_json() -> None:
     assert found["items"][0]["effort"]["tissues"]["gm"]["voxels"] > 0
 
 
+def test_a_page_tells_the_sum_from_the_budget(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    pytest.importorskip("jinja2")
+    from sagittal.workflow.export.queue_page import queue_pictures, write_queue_page
+
+    told = []
+    for budget in (Budget(minutes=40), Budget(number=2), Budget(minutes=0.5)):
+        found = queue(budget=budget)
+        pictures = queue_pictures(found, CASES, predict)
+        path = write_queue_page(found, pictures, tmp_path / "queue.html", store="store", model="model")
+        told.append(" ".join(re.sub(r"<[^>]+>", " ", path.read_text()).split()))
+        if found.total is not None:
+            assert f"interval {found.total.low:.0f} to {found.total.high:.0f} minutes" in told[-1]
+    assert re.search(r"\d+ of 40 minutes for \d of 4 cases", told[0])
+    assert re.search(r"\d+ minutes for 2 of 4 cases", told[1])
+    assert "Nothing of 4 candidates fits into the budget" in told[2]
+
+
 def test_a_picture_is_of_the_slice_that_was_chosen_however_the_grid_lies() -> None:
     pytest.importorskip("PIL.Image")
     from sagittal.workflow.export.queue_page import queue_pictures
 
     shown = []
-    for sign, place in ((1, 5), (-1, 2)):
+    for sign, place in ((1, "z = 15 mm"), (-1, "z = -15 mm")):
         geometry = Geometry(SHAPE, np.diag([1.0, 1.0, 3.0 * sign, 1.0]))
         turned = replace(scan(1, 0.5), geometry=geometry)
         pending = [Pending(case="one", subject="one", load=partial(replace, turned))]
         done = queue(cases=pending, unit=Unit.SLICE, budget=Budget(number=20))
         item = next(item for item in done.items if item.start[2] == 5)
         (picture,) = queue_pictures(replace(done, items=(item,)), pending, predict)
-        assert picture.place == f"axial slice {place}"
+        assert picture.place == item.place(2) == f"axial, {place}"
         shown.append(picture.unsure)
     assert shown[0] == shown[1]
 
@@ -205,16 +223,22 @@ def test_the_page_shows_each_item_and_fetches_nothing(tmp_path: Path) -> None:
 
     found = queue(unit=Unit.SLICE, budget=Budget(number=3))
     pictures = queue_pictures(found, CASES, predict)
-    path = write_queue_page(found, pictures, tmp_path / "queue.html", store="<store>", model="model")
+    files = {found.items[0].case: tmp_path / "one-labels.nii.gz"}
+    path = write_queue_page(
+        found, pictures, tmp_path / "queue.html", store="<store>", model="model", proposals=files
+    )
     text = path.read_text()
+    assert f"annotate import {tmp_path / 'one-labels.nii.gz'} --case {found.items[0].case}" in text
+    assert "no minutes are logged: they are a prior that nobody measured" in text
     assert "&lt;store&gt;" in text
     assert "<store>" not in text
     assert len(re.findall(r"<section", text)) == 3
     for item in found.items:
         assert f"Case {item.case}" in text
-    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", text)
     for picture, item in zip(pictures, found.items, strict=True):
-        assert picture.place == f"axial slice {item.start[2]}"
+        height = Geometry.from_spacing(SHAPE, SPACING).index_to_world([0, 0, item.start[2]])[2]
+        assert picture.place == f"axial, z = {height:.0f} mm"
         grey, over = (
             np.asarray(image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"), int)
             for uri in (picture.image, picture.unsure)

@@ -79,10 +79,12 @@ class MinutesModel:
     def basis(self) -> str:
         """What the predictions rest on, in a sentence."""
         if not self.logs:
-            return "no minutes are logged: the prediction is a prior that nobody measured"
-        few = self.logs < ENOUGH
+            return "no minutes are logged: they are a prior that nobody measured, and their interval is wide"
         logs = f"{self.logs} logged annotation{'s' if self.logs > 1 else ''}"
-        return f"{logs}: too few to narrow the interval much (from {ENOUGH} on)" if few else logs
+        if self.logs < ENOUGH:
+            few = f"fewer than {ENOUGH} logs, so the interval is wide"
+            return f"{logs} and a prior that nobody measured: {few}"
+        return logs
 
     def predict(self, effort: CaseEffort, *, level: float = 0.9) -> Measurement:
         """Return the minutes to expect, with the interval that one annotation's minutes should lie in.

@@ -103,8 +103,13 @@ class Budget:
         if len(given) != 1 or not (given[0] > 0 and np.isfinite(given[0])):
             raise InputError(
                 "no such budget",
-                value=f"{self.number} units, {self.minutes} minutes",
-                expected="one of the two, above 0",
+                value=" and ".join(
+                    f"{value:g} {what}"
+                    for value, what in ((self.number, "units"), (self.minutes, "minutes"))
+                    if value is not None
+                )
+                or "none",
+                expected="a number of units or of minutes, not both, above 0",
             )
 
 
@@ -226,10 +231,12 @@ def _covering(
             parts.append(_told(every[index], ranks[index], len(every)))
         if mine:
             near = float(similarity[mine, index].mean())
-            parts.append(f"stands for {len(mine)} others of the candidates (mean similarity {near:.2f})")
-        else:
-            parts.append("is like no other")
-        picks.append(Pick(index=index, candidate=every[index], gain=gain, reason="; ".join(parts)))
+            others = f"{len(mine)} other{'s' if len(mine) > 1 else ''}"
+            parts.append(f"stands for {others} of the candidates (mean similarity {near:.2f})")
+        elif len(chosen) < len(every):
+            parts.append("stands for itself alone: the others are nearer to what is chosen or labelled")
+        reason = "; ".join(parts) or "all candidates are chosen"
+        picks.append(Pick(index=index, candidate=every[index], gain=gain, reason=reason))
     return Choice(method=method, picks=tuple(picks), guarantee=found.guarantee, candidates=len(every))
 
 
@@ -326,7 +333,7 @@ def _told(candidate: Candidate, rank: int, count: int, *, entropy: bool = False)
         what = f"mean entropy {candidate.entropy:.3f}"
     else:
         what = f"mean disagreement {candidate.spread:.3f}"
-    return f"{what} ({rank} of {count} from the most uncertain)"
+    return f"{what} ({rank} of {count}, the most uncertain first)"
 
 
 def _distances(one: _Array, other: _Array) -> _Array:

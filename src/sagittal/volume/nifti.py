@@ -74,7 +74,7 @@ def read_nifti(
     return Volume(array, data.geometry, unit="1" if unit is None else unit, facts=facts)
 
 
-def write_nifti(volume: Volume, path: str | os.PathLike[str]) -> list[Path]:
+def write_nifti(volume: Volume, path: str | os.PathLike[str], *, sidecar: bool = True) -> list[Path]:
     """Write a volume as NIfTI with a sidecar; :func:`read_nifti` gives back an equal volume.
 
     Beside ``NAME.nii.gz`` (or ``NAME.nii``) stand ``NAME.json``, and where the volume has them
@@ -82,6 +82,11 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str]) -> list[Path]:
     other names first, so a full disk leaves what was there. The sidecar holds a hash of the content, so
     files that do not belong together, as after a power cut or an edit with another tool, are refused on
     reading. Other keys of an existing ``NAME.json`` are kept.
+
+    Args:
+        volume: What to write.
+        path: The image's file.
+        sidecar: Without one the image stands alone: for another program to edit and save again.
 
     Returns:
         The paths written, the image first.
@@ -95,6 +100,9 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str]) -> list[Path]:
     stem = _stem(path)
     if stem is None:
         raise InputError("not a NIfTI file name", source=path, value=path.suffix, expected=".nii or .nii.gz")
+    if not sidecar:
+        write_file(path, volume.array, volume.geometry)
+        return [path]
     other_keys, old = _existing_keys(path.with_name(f"{stem}.json"))
     parts = {"variance": volume.variance, "probabilities": volume.probabilities}
     record: dict[str, Any] = {

@@ -47,7 +47,9 @@ app = typer.Typer(
 app.add_typer(case_commands.app, name="case", help="Cases in the store.")
 app.add_typer(dicom_commands.app, name="dicomweb", help="Image archives that speak DICOMweb.")
 app.add_typer(assets_commands.app, name="assets", help="Pinned models and images.")
-app.add_typer(annotate.app, name="annotate", help="What people draw: take labels into a case.")
+app.add_typer(
+    annotate.app, name="annotate", help="What people draw: what to draw next, and taking it into a case."
+)
 app.add_typer(atlas.app, name="atlas", help="Atlases: mean pose, size, shape and image of many subjects.")
 app.add_typer(ct.app, name="ct", help="Low-dose CT: simulate, reconstruct, compare.")
 app.add_typer(field.app, name="field", help="Displacement fields: volume change, rotation, inverse, average.")

@@ -40,6 +40,7 @@ __all__ = [
     "Scan",
     "annotation_queue",
     "proposal_of",
+    "slice_place",
     "uncertainty_of",
 ]
 
@@ -50,6 +51,8 @@ _PLACE: dict[Unit, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
     Unit.SLICE: lambda start, axis: (start[axis],),
     Unit.PATCH: lambda start, axis: start,
 }
+_PLANES = ("sagittal", "coronal", "axial")
+_DONE = 0.5  # of a unit's voxels: it counts as annotated
 _LOOKS = {Unit.VOLUME: (8, 8, 8), Unit.SLICE: (12, 12, 1), Unit.PATCH: (6, 6, 6)}
 
 
@@ -77,11 +80,15 @@ class Pending:
     Attributes:
         case: Its id.
         subject: Whose it is.
+        label: What a person calls it.
+        started: Whether a part of it is annotated.
         load: Reads its image; called when it is needed, so that one case is in memory at a time.
     """
 
     case: str
     subject: str
+    label: str = ""
+    started: bool = False
     load: Callable[[], Scan]
 
 
@@ -96,9 +103,11 @@ class QueueItem:
     Attributes:
         case: The case's id.
         subject: Whose it is.
+        label: What a person calls the case.
         unit: Volume, slice or patch.
-        start: Its first voxel.
+        start: Its first voxel, on the networks' grid.
         stop: The one behind its last.
+        middle_mm: Its middle in space: mm to the right, the front and the top of the scanner's origin.
         minutes: What it is expected to take.
         effort: The work that is expected on the model's proposal.
         uncertainty: Mean disagreement or entropy over the mask.
@@ -108,14 +117,24 @@ class QueueItem:
 
     case: str
     subject: str
+    label: str
     unit: Unit
     start: tuple[int, ...]
     stop: tuple[int, ...]
+    middle_mm: tuple[float, ...]
     minutes: Measurement
     effort: CaseEffort
     uncertainty: float
     gain: float
     reason: str
+
+    def place(self, axis: int = 2) -> str:
+        """Return where the item lies, in words and mm; empty for a whole volume."""
+        if self.unit is Unit.VOLUME:
+            return ""
+        if self.unit is Unit.SLICE:
+            return slice_place(self.middle_mm[axis], axis)
+        return ", ".join(_along(mm, along) for along, mm in enumerate(self.middle_mm))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +144,10 @@ class Queue:
     Attributes:
         items: In the order of choice.
         total: Minutes of all of them; ``None`` where there are none.
+        budget: What could be spent.
         method: How they were chosen.
-        guarantee: Share of the best possible cover that is certain; ``None`` for methods that cover nothing.
+        guarantee: Share of the best possible cover (by the shortlist, where there is one) that is certain;
+            ``None`` for methods that cover nothing.
         candidates: Of how many units they were chosen.
         networks: How many networks were asked.
         minutes_basis: What the minutes rest on.
@@ -135,12 +156,30 @@ class Queue:
 
     items: tuple[QueueItem, ...]
     total: Measurement | None
+    budget: Budget
     method: Method
     guarantee: float | None
     candidates: int
     networks: int
     minutes_basis: str
     notes: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """How many were chosen of how many, how, and what they take together, in a sentence."""
+        chosen = f"{len(self.items)} of {self.candidates} candidates, chosen by {self.method}"
+        if self.guarantee is not None:
+            chosen += (
+                f" (at least {100 * self.guarantee:.0f} % of the best cover that such a choice can have)"
+            )
+        if self.total is None:
+            return chosen
+        allowed = "" if self.budget.minutes is None else f" of {self.budget.minutes:g}"
+        total = self.total
+        return (
+            f"{chosen}: {total.value:.0f}{allowed} minutes, "
+            f"{100 * total.level:.0f} % interval {total.low:.0f} to {total.high:.0f}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the queue as JSON values."""
@@ -153,6 +192,7 @@ class _Part:
 
     pending: Pending
     region: UnitRegion
+    middle_mm: tuple[float, ...]
     candidate: Candidate
     effort: CaseEffort
 
@@ -205,7 +245,7 @@ def annotation_queue(
         said = predict(scan)
         networks = len(said)
         for region in regions(scan.mask, unit, axis=axis):
-            if scan.done is not None and scan.done[region.box].any():
+            if scan.done is not None and mean_within(scan.done[region.box], scan.mask[region.box]) >= _DONE:
                 known.append(_look(scan, region, unit, axis))
             else:
                 parts.append(_part(place, case, scan, said, region, unit, axis, classes, minutes, level))
@@ -217,7 +257,11 @@ def annotation_queue(
         )
     for case in labelled:
         report(f"labelled case {case.case}")
-        scan = case.load()
+        try:
+            scan = case.load()
+        except InputError as error:
+            left_out.append(f"labelled case {case.case} is left out: {error}")
+            continue
         known.extend(_look(scan, region, unit, axis) for region in regions(scan.mask, unit, axis=axis))
     choice = select(
         [part.candidate for part in parts],
@@ -230,6 +274,7 @@ def annotation_queue(
     return Queue(
         items=items,
         total=total_minutes([item.minutes for item in items]) if items else None,
+        budget=budget,
         method=method,
         guarantee=choice.guarantee,
         candidates=len(parts),
@@ -256,6 +301,15 @@ def proposal_of(said: _Array, mask: NDArray[np.bool_]) -> tuple[_Array, _Array]:
     mean = np.where(mask[..., None], said.mean(axis=0, dtype=np.float64), 0)
     labels = np.where(mask, _with_rest(mean).argmax(axis=-1), 0)
     return labels, np.clip(mean, 0, 1)
+
+
+def slice_place(mm: float, axis: int) -> str:
+    """Say where a slice across an axis of space lies, in words and mm."""
+    return f"{_PLANES[axis]}, {_along(mm, axis)}"
+
+
+def _along(mm: float, axis: int) -> str:
+    return f"{'xyz'[axis]} = {round(mm)} mm"
 
 
 def _with_rest(probabilities: _Array) -> _Array:
@@ -288,7 +342,9 @@ def _part(
         entropy=mean_within(predictive_entropy(_with_rest(mean)), mask),
         minutes=minutes.predict(effort, level=level).value,
     )
-    return _Part(case, region, candidate, effort)
+    ends = (np.array(region.start) + np.array(region.stop) - 1) / 2
+    middle = tuple(round(float(mm), 3) for mm in scan.geometry.index_to_world(ends))
+    return _Part(case, region, middle, candidate, effort)
 
 
 def _look(scan: Scan, region: UnitRegion, unit: Unit, axis: int) -> _Array:
@@ -307,9 +363,11 @@ def _items(
         yield QueueItem(
             case=part.pending.case,
             subject=part.pending.subject,
+            label=part.pending.label,
             unit=unit,
             start=part.region.start,
             stop=part.region.stop,
+            middle_mm=part.middle_mm,
             minutes=minutes.predict(part.effort, level=level),
             effort=part.effort,
             uncertainty=part.candidate.uncertainty,
@@ -330,7 +388,7 @@ def _notes(
             "the model is a single network: uncertainty is the entropy of its probabilities, which knows "
             "nothing of what it is wrongly sure of; an ensemble would tell"
         )
-    yield f"minutes: {minutes.basis}"
+    yield f"what the minutes rest on: {minutes.basis}"
     if not items and budget.minutes is not None:
         yield (
             f"nothing fits into {budget.minutes:g} minutes: the shortest is expected to take {min(costs):.3g}"

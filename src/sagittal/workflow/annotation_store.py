@@ -1,47 +1,32 @@
-"""What a store holds for the queue of annotation: cases without labels, logged minutes, and networks."""
+"""What a store holds for the queue of annotation: cases without labels, and those whose labels are known."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sagittal.annotation import (
-    Budget,
-    CaseEffort,
-    LoggedMinutes,
-    Method,
-    Unit,
-    correction_effort,
-    expected_effort,
-    fit_minutes,
-)
+from sagittal.annotation import Budget, Method, Unit, fit_minutes
 from sagittal.case.record import Case
 from sagittal.core.errors import InputError, ModelError
-from sagittal.segmentation import SegmentationModel, predict
-from sagittal.segmentation.network_file import model_from_bytes
 from sagittal.volume import Volume
 from sagittal.workflow import artifacts
-from sagittal.workflow.annotation_queue import Pending, Predict, Queue, Scan, annotation_queue
+from sagittal.workflow.annotation_minutes import logged_minutes
+from sagittal.workflow.annotation_networks import Networks
+from sagittal.workflow.annotation_queue import Pending, Queue, Scan, annotation_queue
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.labelled import LabelledCase, field_for, images_of, labelled_cases
 from sagittal.workflow.network_input import image_roles, labels_on, network_input
 from sagittal.workflow.runner import Runner
-from sagittal.workflow.segment_training import MODEL
 from sagittal.workflow.steps.annotation import ANNOTATION, NOT_LABELLED
 from sagittal.workflow.steps.registration import RegisterToAtlas
 
-__all__ = ["logged_minutes", "pending_cases", "predict_with", "read_networks", "store_queue"]
+__all__ = ["pending_cases", "store_queue"]
 
 
 def store_queue(
     runner: Runner,
-    models: Sequence[SegmentationModel],
+    networks: Networks,
     atlas: RegisterToAtlas,
     *,
     budget: Budget,
@@ -54,7 +39,7 @@ def store_queue(
 
     Args:
         runner: Of the store; it registers cases that are not registered yet, where a channel needs it.
-        models: Networks of one kind: the same channels, labels and voxels.
+        networks: What is asked.
         atlas: How cases are registered to the atlas.
         budget: How many units, or how many minutes.
         unit: What is annotated at a time.
@@ -67,24 +52,37 @@ def store_queue(
 
     Raises:
         InputError: Nothing is left to annotate, or a labelled subject is in the store twice.
+        ModelError: No case has the networks' channels.
     """
-    config = models[0].config
-    labelled = labelled_cases(runner.store, config.labels)
-    pending, notes = pending_cases(runner, models[0], labelled, atlas, partial_labels=unit is not Unit.VOLUME)
-    logs, unlogged = logged_minutes(runner, labelled, config.labels, axis)
-    if unlogged:
-        notes.append(f"{unlogged} labelled cases have no minutes, and teach none")
-    whole = {case.case for case in pending}
-    known = [
-        _pending(runner, one.case, models[0], atlas, done=False) for one in labelled if one.id not in whole
-    ]
+    config = networks.config
+    store = runner.store
+    labelled = labelled_cases(store, config.labels)
+    pending, notes = pending_cases(runner, networks, labelled, atlas, partly=unit is not Unit.VOLUME)
+    if not pending:
+        raise InputError(
+            "nothing is left to annotate",
+            source=store.source,
+            value="; ".join((f"{len(labelled)} of {len(store.case_ids())} cases are labelled", *notes)),
+            expected=f"a case with {', '.join(image_roles(config.channels))} and without labels",
+        )
+    if not labelled:
+        notes.append(
+            f"no case of the store is labelled with {', '.join(config.labels)}: what the networks have "
+            "learned from is not known here, and cases like it may be chosen again"
+        )
+    logs, without = logged_minutes(store, labelled, config, axis)
+    if without:
+        notes.append(
+            f"{without} labelled case{'s have' if without > 1 else ' has'} no minutes, and teach none"
+        )
+    asked = {case.case for case in pending}
     queue = annotation_queue(
         pending,
-        predict_with(models),
+        networks,
         config.labels,
         budget=budget,
         minutes=fit_minutes(logs),
-        labelled=known,
+        labelled=[_known(runner, one.case, networks) for one in labelled if one.id not in asked],
         unit=unit,
         method=method,
         axis=axis,
@@ -94,179 +92,116 @@ def store_queue(
     return replace(queue, notes=(*queue.notes, *notes)), pending
 
 
-def read_networks(paths: Sequence[Path]) -> list[SegmentationModel]:
-    """Read networks from the folders that trainings wrote; several are an ensemble.
-
-    Raises:
-        InputError: No folder, or one without a model.
-        ModelError: Networks for other channels, labels or voxels than the first, or one twice.
-    """
-    if not paths:
-        raise InputError("no model is given", expected="a folder that 'sagittal segment train' has written")
-    found: list[SegmentationModel] = []
-    for path in paths:
-        file = path / MODEL if path.is_dir() else path
-        if not file.is_file():
-            raise InputError(
-                "there is no such model", source=file, expected="what 'sagittal segment train' has written"
-            )
-        model = model_from_bytes(file.read_bytes(), file)
-        same = [_kind(one) for one in found[:1]] in ([], [_kind(model)])
-        if not same:
-            raise ModelError(
-                "the networks are no ensemble", source=file, value=_kind(model), expected=str(_kind(found[0]))
-            )
-        if any(_weigh_alike(model, one) for one in found):
-            raise ModelError(
-                "a network is given twice", source=file, expected="networks of their own trainings"
-            )
-        found.append(model)
-    return found
-
-
-def predict_with(models: Sequence[SegmentationModel]) -> Predict:
-    """Return what asks all networks of an ensemble."""
-
-    def ask(scan: Scan) -> NDArray[Any]:
-        return np.stack([predict(model, scan.channels, scan.mask) for model in models])
-
-    return ask
-
-
 def pending_cases(
     runner: Runner,
-    model: SegmentationModel,
+    networks: Networks,
     labelled: Sequence[LabelledCase],
     atlas: RegisterToAtlas,
     *,
-    partial_labels: bool = False,
+    partly: bool = False,
 ) -> tuple[list[Pending], list[str]]:
     """Return the cases of a store that could be annotated, each image once, and what was left out.
 
     Args:
         runner: Of the store.
-        model: A network: its channels are needed.
+        networks: What is asked: its channels are needed.
         labelled: Cases that are labelled.
         atlas: How cases are registered to the atlas.
-        partial_labels: Take cases too of which a part is labelled, such as some slices.
+        partly: Take cases too of which a part is labelled, such as some slices.
+
+    Raises:
+        ModelError: There are cases without labels, and none has the networks' channels.
     """
     store = runner.store
     done = {one.id: one for one in labelled}
     seen = {one.image_sha256: one.id for one in labelled}
+    roles = image_roles(networks.config.channels)
     found: list[Pending] = []
-    without, twice = 0, []
+    lacking: list[Case] = []
+    notes: list[str] = []
+    started = 0
     for case_id in store.case_ids():
         one = done.get(case_id)
         if one is not None:
-            if partial_labels and (one.labels(store).array == NOT_LABELLED).any():
-                found.append(_pending(runner, one.case, model, atlas, done=True))
+            if (one.labels(store).array == NOT_LABELLED).any():
+                started += 1
+                if partly:
+                    found.append(_pending(runner, one.case, networks, atlas, started=True))
             continue
         case = store.case(case_id)
-        images = [case.latest(role) for role in image_roles(model.config.channels)]
-        if any(image is None or image.kind != Kind.VOLUME for image in images):
-            without += 1
+        first = case.latest(roles[0])
+        if first is None or not _holds(case, roles):
+            lacking.append(case)
             continue
-        assert images[0] is not None, "the first channel is an image"
-        voxels = artifacts.volume_manifest(store.objects, images[0])["array"]
+        voxels = artifacts.volume_manifest(store.objects, first)["array"]
         other = seen.setdefault(voxels, case_id)
         if other != case_id:
-            twice.append(f"case {case_id} holds the same image as case {other}, and is left out")
+            notes.append(f"case {case_id} holds the same image as case {other}, and is left out")
             continue
-        found.append(_pending(runner, case, model, atlas, done=False))
-    if without:
-        roles = ", ".join(image_roles(model.config.channels))
-        twice.append(f"{without} cases have no {roles}, and are left out")
-    return found, twice
+        found.append(_pending(runner, case, networks, atlas))
+    if started and not partly:
+        notes.append(f"{started} labelled in part: they are asked for by slice or patch alone")
+    if lacking:
+        if not found and not any(_holds(one.case, roles) for one in labelled):
+            raise ModelError(
+                "the model was trained for other channels than the cases have",
+                source=store.source,
+                value=_images(lacking),
+                expected=", ".join(roles),
+            )
+        which = ", ".join(case.id for case in lacking)
+        notes.append(f"without all of {', '.join(roles)}, and left out: {which}")
+    return found, notes
 
 
-def logged_minutes(
-    runner: Runner, labelled: Sequence[LabelledCase], labels: Sequence[str], axis: int
-) -> tuple[list[LoggedMinutes], int]:
-    """Return what annotations took, with the work that was to be seen before them.
-
-    That is the work expected on the proposal that the case held when the labels came: the latest segmentation
-    with these classes. Without one the labels were drawn from nothing, and the work is all of them.
-
-    Returns:
-        The logs, and how many labelled cases have no minutes.
-    """
-    logs = [
-        LoggedMinutes(subject=one.id, effort=effort, minutes=one.minutes)
-        for one in labelled
-        if one.minutes > 0
-        for effort in _work_before(runner, one, labels, axis)
-    ]
-    return logs, sum(one.minutes <= 0 for one in labelled)
+def _holds(case: Case, roles: Sequence[str]) -> bool:
+    images = [case.latest(role) for role in roles]
+    return all(image is not None and image.kind == Kind.VOLUME for image in images)
 
 
-def _work_before(runner: Runner, one: LabelledCase, labels: Sequence[str], axis: int) -> Iterator[CaseEffort]:
-    drawn = one.labels(runner.store)
-    looked = drawn.array != NOT_LABELLED
-    across = _axis_of(drawn, axis)
-    proposal = _proposal(runner, one.case, labels, drawn)
-    spacing = drawn.geometry.spacing
-    if proposal is None or proposal.probabilities is None:
-        classes = {name: number for number, name in enumerate(labels, 1)}
-        nothing = np.zeros(drawn.shape, np.uint8)
-        yield correction_effort(nothing, np.where(looked, drawn.array, 0), classes, spacing, axis=across)
-    else:
-        shares = np.where(looked[..., None], proposal.probabilities, 0)
-        yield expected_effort(np.where(looked, proposal.array, 0), shares, labels, spacing, axis=across)
-
-
-def _proposal(runner: Runner, case: Case, labels: Sequence[str], drawn: Volume) -> Volume | None:
-    """Return the latest segmentation with these classes on the labels' grid from before the labels."""
-    runs = list(case.runs)
-    while runs and not any(output.role == ANNOTATION for output in runs[-1].outputs):
-        runs.pop()
-    for run in reversed(runs[:-1]):
-        for output in run.outputs:
-            if output.kind != Kind.VOLUME or output.role == ANNOTATION:
-                continue
-            about = artifacts.volume_manifest(runner.store.objects, output)
-            if list(about["classes"]) != list(labels) or about["probabilities"] is None:
-                continue
-            volume: Volume = artifacts.load(runner.store.objects, output)
-            if volume.shape == drawn.shape and volume.geometry.is_aligned(drawn.geometry):
-                return volume
-    return None
+def _images(cases: Sequence[Case]) -> str:
+    """Return the roles of the volumes that cases hold."""
+    found = {o.role for case in cases for run in case.runs for o in run.outputs if o.kind == Kind.VOLUME}
+    return ", ".join(sorted(found)) or "no image"
 
 
 def _pending(
-    runner: Runner, case: Case, model: SegmentationModel, atlas: RegisterToAtlas, *, done: bool
+    runner: Runner, case: Case, networks: Networks, atlas: RegisterToAtlas, *, started: bool = False
 ) -> Pending:
-    return Pending(case=case.id, subject=case.id, load=partial(_scan, runner, case, model, atlas, done))
-
-
-def _scan(runner: Runner, case: Case, model: SegmentationModel, atlas: RegisterToAtlas, done: bool) -> Scan:
-    config = model.config
-    field, _ = field_for(runner, case, config.channels, atlas)
-    seen = network_input(
-        images_of(runner.store, case, config.channels), config.channels, config.spacing_mm, field
-    )
-    labels = case.latest(ANNOTATION) if done else None
-    return Scan(
-        channels=seen.channels,
-        mask=seen.mask,
-        geometry=seen.geometry,
-        done=None
-        if labels is None
-        else labels_on(artifacts.load(runner.store.objects, labels), seen.geometry) != NOT_LABELLED,
+    return Pending(
+        case=case.id,
+        subject=case.id,
+        label=case.label,
+        started=started,
+        load=partial(_scan, runner, case, networks, atlas, started),
     )
 
 
-def _axis_of(volume: Volume, axis: int) -> int:
-    """Return a volume's own axis that runs along right (0), anterior (1) or superior (2)."""
-    along = [world for world, _ in volume.geometry.orientation]
-    return along.index(axis)
+def _known(runner: Runner, case: Case, networks: Networks) -> Pending:
+    """Return a case of which only the looks count: the first channel, and no registration."""
+    first = networks.config.channels[:1]
+
+    def load() -> Scan:
+        seen = network_input(images_of(runner.store, case, first), first, networks.config.spacing_mm)
+        return Scan(channels=seen.channels, mask=seen.mask, geometry=seen.geometry)
+
+    return Pending(case=case.id, subject=case.id, label=case.label, load=load)
 
 
-def _kind(model: SegmentationModel) -> tuple[object, ...]:
-    config = model.config
-    return config.channels, config.labels, config.spacing_mm, model.facts.get("atlas_image", [])
-
-
-def _weigh_alike(one: SegmentationModel, other: SegmentationModel) -> bool:
-    return one.weights.keys() == other.weights.keys() and all(
-        np.array_equal(array, other.weights[name]) for name, array in one.weights.items()
-    )
+def _scan(runner: Runner, case: Case, networks: Networks, atlas: RegisterToAtlas, started: bool) -> Scan:
+    config = networks.config
+    field, digest = field_for(runner, case, config.channels, atlas)
+    if digest and networks.atlas_images and digest not in networks.atlas_images:
+        raise ModelError(
+            "the model was trained with another atlas",
+            value=f"image sha256 {digest[:12]}…",
+            expected=", ".join(f"image sha256 {known[:12]}…" for known in networks.atlas_images),
+        )
+    images = images_of(runner.store, case, config.channels)
+    seen = network_input(images, config.channels, config.spacing_mm, field)
+    drawn = case.latest(ANNOTATION) if started else None
+    done = None
+    if drawn is not None:
+        labels: Volume = artifacts.load(runner.store.objects, drawn)
+        done = labels_on(labels, seen.geometry) != NOT_LABELLED
+    return Scan(channels=seen.channels, mask=seen.mask, geometry=seen.geometry, done=done)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +12,33 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sagittal import __version__
-from sagittal.annotation import Unit
+from sagittal.annotation import Method, Unit
 from sagittal.core.files import write_text
 from sagittal.core.progress import Report, silent
 from sagittal.volume import Volume
-from sagittal.workflow.annotation_queue import Pending, Predict, Queue, QueueItem, Scan, uncertainty_of
+from sagittal.workflow.annotation_queue import (
+    Pending,
+    Predict,
+    Queue,
+    QueueItem,
+    Scan,
+    slice_place,
+    uncertainty_of,
+)
 from sagittal.workflow.export.pictures import slice_png
 
 __all__ = ["QueuePicture", "queue_pictures", "write_queue_page"]
 
 _PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "S": "axial", "I": "axial"}
+_WORLD = {"sagittal": 0, "coronal": 1, "axial": 2}
+_HOW = {
+    Method.UNCERTAINTY_COVER: "of those that the networks are least sure of, those that stand for most",
+    Method.UNCERTAINTY: "those that the networks disagree on most",
+    Method.ENTROPY: "those whose probabilities are least decided",
+    Method.COVER: "those that stand for most others",
+    Method.CORE_SET: "each time what is least like all that is labelled or chosen",
+    Method.RANDOM: "by chance",
+}
 _ONWARD = "LPS"  # directions in which pictures count slices
 
 
@@ -31,7 +49,7 @@ class QueuePicture:
     Attributes:
         image: The slice in grey.
         unsure: The uncertainty over it, the stronger the higher.
-        place: Which slice it is.
+        place: Where the slice lies.
         most: Uncertainty that has the full colour: the highest in the case.
     """
 
@@ -66,7 +84,14 @@ def queue_pictures(
 
 
 def write_queue_page(
-    queue: Queue, pictures: Sequence[QueuePicture], path: Path, *, store: str, model: str
+    queue: Queue,
+    pictures: Sequence[QueuePicture],
+    path: Path,
+    *,
+    store: str,
+    model: str,
+    axis: int = 2,
+    proposals: Mapping[str, Path] | None = None,
 ) -> Path:
     """Write the page of a queue to ``path``, whole or not at all.
 
@@ -76,6 +101,8 @@ def write_queue_page(
         path: Where to write.
         store: Where the cases are, as it is shown.
         model: Which model was asked, as it is shown.
+        axis: Slices lie across it.
+        proposals: File of proposed labels of each case, where they were written.
     """
     environment = Environment(
         loader=PackageLoader("sagittal.workflow.export", "templates"),
@@ -84,9 +111,21 @@ def write_queue_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    sums = itertools.accumulate(item.minutes.value for item in queue.items)
     page = environment.get_template("queue.html.j2").render(
         queue=queue,
-        rows=list(zip(queue.items, pictures, strict=True)),
+        how=_HOW[queue.method],
+        rows=[
+            {
+                "item": item,
+                "picture": picture,
+                "sum": total,
+                "name": item.label or item.case,
+                "where": item.place(axis),
+                "proposal": str((proposals or {}).get(item.case, "")),
+            }
+            for item, picture, total in zip(queue.items, pictures, sums, strict=True)
+        ],
         store=store,
         model=model,
         version=__version__,
@@ -102,10 +141,13 @@ def _picture(scan: Scan, unsure: np.ndarray, item: QueueItem, axis: int) -> Queu
     shown = index if code in _ONWARD else unsure.shape[axis] - 1 - index
     image = Volume(scan.channels[0], scan.geometry)
     over = Volume(unsure.astype(np.float32), scan.geometry)
-    plane = _PLANES[code]
-    place = f"{plane} slice {shown}"
+    plane, world = _PLANES[code], _WORLD[_PLANES[code]]
+    middle = [(a + b - 1) / 2 for a, b in zip(item.start, item.stop, strict=True)]
+    middle[axis] = index
+    mm = scan.geometry.index_to_world(middle)
+    place = slice_place(float(mm[world]), world)
     if item.unit is Unit.PATCH:
-        place += f", voxels {' to '.join(str(list(corner)) for corner in (item.start, item.stop))}"
+        place += f", the patch around {item.place(axis)}"
     return QueuePicture(
         image=_uri(slice_png(image, plane, shown)),
         unsure=_uri(slice_png(image, plane, shown, over=over)),

@@ -4,6 +4,7 @@ from sagittal.workflow.steps.annotation import TakeAnnotation
 from sagittal.workflow.steps.composition import MeasureCTSlice
 from sagittal.workflow.steps.correct import CorrectMask
 from sagittal.workflow.steps.image import ReadImage
+from sagittal.workflow.steps.proposal import ProposeLabels
 from sagittal.workflow.steps.reconstruction import ReconstructCT
 from sagittal.workflow.steps.record import ReadRecord, TakeRecord
 from sagittal.workflow.steps.registration import RegisterToAtlas
@@ -17,6 +18,7 @@ __all__ = [
     "CorrectMask",
     "DraftReport",
     "MeasureCTSlice",
+    "ProposeLabels",
     "ReadImage",
     "ReadRecord",
     "ReconstructCT",
