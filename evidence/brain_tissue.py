@@ -92,7 +92,7 @@ def told(result: Row) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="none: gather what is there")
     parser.add_argument("--lengths", action="store_true", help="measure how long to train, first")
     parser.add_argument("--smoke", action="store_true", help="a minute: few subjects and steps; says nothing")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     settings = Settings(chosen.work / "slices", chosen.colin)
     if chosen.smoke:
         settings = replace(

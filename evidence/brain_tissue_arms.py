@@ -42,6 +42,7 @@ Seen = list[tuple[Slice, Channels]]
 FEW, SOME = 5, 12
 """Labelled subjects of the smallest training, and of every arm that compares channels."""
 LENGTH_SEEDS = 100, 101
+BETAS = (0.1, 0.3, 0.5, 1.0, 2.0)
 LEVEL = 0.95
 VOXEL_ML = SPACING**3 / 1000
 
@@ -191,10 +192,26 @@ def volumes(
 def untrained(seed: int, settings: Settings) -> Row:
     """Judge the hidden Markov random field, which needs no training."""
     judges = [(one, named(one, "t1")) for one in heads("judge", settings.folder, settings.judge)]
-    shares = [
-        np.asarray(MarkovFieldSegmenter().segment(one.t1, seed=seed).probabilities) for one, _ in judges
-    ]
-    return {"dice": judged(judges, shares)}
+    return {"dice": judged(judges, by_field(judges, MarkovFieldSegmenter(), seed))}
+
+
+def untrained_chosen(seed: int, settings: Settings) -> Row:
+    """Judge the same field with the weight of its neighbours that is best on the subjects that calibrate."""
+    held, judges = (
+        [(one, named(one, "t1")) for one in heads(side, settings.folder, count)]
+        for side, count in (("hold", settings.hold), ("judge", settings.judge))
+    )
+    tried = {}
+    for beta in BETAS:
+        each = judged(held, by_field(held, MarkovFieldSegmenter(beta=beta), seed))
+        tried[beta] = float(np.mean(list(each.values())))
+    best = max(tried, key=lambda beta: tried[beta])
+    shares = by_field(judges, MarkovFieldSegmenter(beta=best), seed)
+    return {"dice": judged(judges, shares), "beta": best, "tried": list(tried.items())}
+
+
+def by_field(seen: Seen, segmenter: MarkovFieldSegmenter, seed: int) -> list[NDArray[np.float32]]:
+    return [np.asarray(segmenter.segment(one.t1, seed=seed).probabilities) for one, _ in seen]
 
 
 def entry(one: Slice, *, three: bool = False) -> Labelled:
@@ -276,6 +293,7 @@ def _plain(seed: int, settings: Settings, count: int, kinds: tuple[str, ...]) ->
 
 ARMS: dict[str, Callable[[int, Settings], Row]] = {
     "untrained": untrained,
+    "untrained chosen": untrained_chosen,
     "5 subjects": geometric(("t1",), FEW),
     "12 subjects": geometric(("t1",), SOME),
     "all subjects": lambda seed, settings: plain(seed, settings, settings.pool, ("t1",)),
