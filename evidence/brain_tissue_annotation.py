@@ -4,17 +4,20 @@ which case."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from brain_tissue_arms import Row, Seen, Settings, fitted, judged, overlaps, told, with_channels
+from brain_tissue_colin import colin
 from brain_tissue_data import LABELS, SPACING, Slice, heads, order, redundant
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from sagittal.annotation import (
     Budget,
     BySubject,
     Candidate,
+    CaseEffort,
+    LoggedMinutes,
     Method,
     campaign_saving,
     correction_effort,
@@ -22,22 +25,30 @@ from sagittal.annotation import (
     expected_effort,
     fit_minutes,
     mean_within,
+    predictive_entropy,
     select,
 )
 from sagittal.core.randomness import derive_seed
-from sagittal.segmentation.choice import HeldOut, fit_router, routed_probabilities, routing_scores
+from sagittal.segmentation.choice import HeldOut, fit_router, routed_probabilities
 from sagittal.segmentation.choice_features import case_features
 from sagittal.segmentation.retrieval import image_descriptor
 
-BUDGETS = (4, 12, 20)
-"""Labelled slices of a pool of 40 after each round."""
-METHODS = (Method.RANDOM, Method.UNCERTAINTY_COVER)
-MEMBERS = 3
-"""Networks of an ensemble, each of a bootstrap draw of the labelled."""
+WAYS = {
+    "random": (Method.RANDOM, False),
+    "uncertainty+cover": (Method.UNCERTAINTY_COVER, False),
+    "entropy": (Method.ENTROPY, False),
+    "core-set": (Method.CORE_SET, False),
+    "uncertainty+cover, by minutes": (Method.UNCERTAINTY_COVER, True),
+}
+"""How a campaign chooses, and whether its budget is in minutes: as many as the mean candidate is expected to
+take, times the number that the other campaigns choose."""
 SHARE = 0.5
-"""Of the steps of the other arms, for each of the many networks here."""
+"""Of the steps of the other arms, for each network of the many ensembles."""
 FOLDS = 2
 WIDTHS = (SPACING,) * 3
+WORK = fit_minutes([])
+"""Minutes of work. Nobody logs any in a simulation: the coefficients of the product's prior, applied to the
+real correction, stand for what an annotation takes."""
 
 see = with_channels(("t1",))
 
@@ -47,7 +58,7 @@ class Ensemble:
 
     def __init__(self, labelled: Sequence[Slice], seed: int, settings: Settings, round_: str) -> None:
         draws = BySubject((one.subject, one) for one in labelled).draws(
-            MEMBERS, seed=derive_seed(seed, round_)
+            settings.members, seed=derive_seed(seed, round_)
         )
         steps = max(int(settings.steps * SHARE), 1)
         self.models = [
@@ -69,88 +80,127 @@ def proposals(one: Slice, members: NDArray[np.float32]) -> tuple[NDArray[np.int6
 
 
 def suggestive(seed: int, settings: Settings) -> Row:
-    """Annotate a redundant pool in rounds, by lot and by suggestion, from the same start; and all of it."""
-    pool = (
-        redundant(seed, settings.folder)
-        if settings.pool == 40
-        else order(seed, settings.folder, settings.pool)
-    )
+    """Annotate a redundant pool in rounds, in several ways from the same start; and all of it."""
+    pool = redundant(seed, settings.folder, settings.pool)
     judges = [see(one) for one in heads("judge", settings.folder, settings.judge)]
-    model = fit_minutes([])  # nothing is logged in a simulation: the prior's coefficients stand for the work
-    start = pool[: BUDGETS[0]]
+    start = pool[: settings.budgets[0]]
     first = Ensemble(start, seed, settings, "start")
-    rounds, savings, ranks = [], {}, []
 
-    def scored(ensemble: Ensemble, method: str, labelled: Sequence[Slice]) -> None:
-        shares = [members.mean(axis=0) for members in ensemble.members(judges)]
-        kinds = [one.kind for one in labelled]
-        rounds.append(
-            {
-                "method": method,
-                "labelled": len(labelled),
-                "kinds": {kind: kinds.count(kind) for kind in ("own", "near duplicate", "outlier")},
-                "subjects": judged(judges, shares),
-            }
-        )
+    def score(ensemble: Ensemble) -> dict[str, list[float]]:
+        return judged(judges, [members.mean(axis=0) for members in ensemble.members(judges)])
 
-    scored(first, "start", start)
-    for method in METHODS:
-        labelled, ensemble = list(start), first
-        works = [  # those of the start are drawn from nothing
+    campaigns = {}
+    for way in WAYS:
+        campaign = Campaign(way, pool, start, first, seed, settings)
+        rounds = []
+        for number in range(1, len(settings.budgets)):
+            campaign.go_on(number)
+            rounds.append({**campaign.facts(), "dice": score(campaign.ensemble)})
+        campaigns[way] = {"rounds": rounds, "effort": campaign.told}
+    every = score(Ensemble(pool, seed, settings, "all"))
+    return {"start": {"dice": score(first)}, "campaigns": campaigns, "all": {"dice": every}}
+
+
+class Campaign:
+    """One way to annotate a pool, round by round: the ensemble proposes, one chooses, the expert corrects."""
+
+    def __init__(
+        self,
+        way: str,
+        pool: Sequence[Slice],
+        start: Sequence[Slice],
+        first: Ensemble,
+        seed: int,
+        settings: Settings,
+    ) -> None:
+        self.way, self.pool, self.seed, self.settings = way, pool, seed, settings
+        self.labelled, self.ensemble = list(start), first
+        self.works = [  # those of the start are drawn from nothing
             correction_effort(np.zeros_like(one.labels.array), one.labels.array, LABELS, WIDTHS)
             for one in start
         ]
-        for number, budget in enumerate(BUDGETS[1:]):
-            rest = [one for one in pool if all(one is not other for other in labelled)]
-            said = ensemble.members([see(one) for one in rest])
-            proposed = [proposals(one, members) for one, members in zip(rest, said, strict=True)]
-            expected = [expected_effort(labels, mean, tuple(LABELS), WIDTHS) for labels, mean in proposed]
-            real = [
-                correction_effort(labels, one.labels.array, LABELS, WIDTHS)
-                for one, (labels, _) in zip(rest, proposed, strict=True)
-            ]
-            ranks.append(
-                {
-                    "method": str(method),
-                    "labelled": len(labelled),
-                    "predicted_minutes": [model.predict(work).value for work in expected],
-                    "real_minutes": [model.predict(work).value for work in real],
-                }
+        self.logs: list[LoggedMinutes] = []
+        self.told: list[dict[str, Any]] = []
+
+    def go_on(self, number: int) -> None:
+        """Choose and annotate the next slices, and train anew."""
+        method, by_minutes = WAYS[self.way]
+        rest = [one for one in self.pool if all(one is not other for other in self.labelled)]
+        said = self.ensemble.members([see(one) for one in rest])
+        proposed = [proposals(one, members) for one, members in zip(rest, said, strict=True)]
+        expected = [expected_effort(labels, mean, tuple(LABELS), WIDTHS) for labels, mean in proposed]
+        real = [
+            correction_effort(labels, one.labels.array, LABELS, WIDTHS)
+            for one, (labels, _) in zip(rest, proposed, strict=True)
+        ]
+        minutes = self._minutes(rest, expected, real)
+        candidates = [
+            Candidate(
+                subject=one.subject,
+                descriptor=look(one),
+                spread=mean_within(ensemble_spread(members), one.mask),
+                entropy=mean_within(predictive_entropy(members.mean(axis=0)), one.mask),
+                minutes=each,
             )
-            candidates = [
-                Candidate(
-                    subject=one.subject,
-                    descriptor=image_descriptor(one.images[0], one.mask),
-                    spread=mean_within(ensemble_spread(members), one.mask),
-                )
-                for one, members in zip(rest, said, strict=True)
-            ]
-            known = np.stack([image_descriptor(one.images[0], one.mask) for one in labelled])
-            chosen = select(
-                candidates,
-                Budget(number=min(budget, len(pool)) - len(labelled)),
-                method=method,
-                labelled=known,
-                seed=derive_seed(seed, "choice", str(number)),
-            )
-            works += [real[pick.index] for pick in chosen.picks]
-            labelled += [rest[pick.index] for pick in chosen.picks]
-            ensemble = Ensemble(labelled, seed, settings, f"{method} {budget}")
-            scored(ensemble, str(method), labelled)
-        savings[str(method)] = {
-            tissue: {
-                criterion: vars(
-                    campaign_saving([getattr(work.tissues[tissue], criterion) for work in works], len(pool))
-                )
-                for criterion in ("voxels", "edge")
-            }
-            for tissue in LABELS
+            for one, members, each in zip(rest, said, minutes, strict=True)
+        ]
+        budgets = self.settings.budgets
+        count = budgets[number] - budgets[number - 1]
+        chosen = select(
+            candidates,
+            Budget(minutes=count * float(np.mean(minutes))) if by_minutes else Budget(number=count),
+            method=method,
+            labelled=np.stack([look(one) for one in self.labelled]),
+            seed=derive_seed(self.seed, "choice", str(number)),
+        )
+        for pick in chosen.picks:
+            one, work = rest[pick.index], real[pick.index]
+            self.works.append(work)
+            self.labelled.append(one)
+            took = WORK.predict(work).value
+            self.logs.append(LoggedMinutes(subject=one.subject, effort=expected[pick.index], minutes=took))
+        self.ensemble = Ensemble(self.labelled, self.seed, self.settings, f"{self.way} {budgets[number]}")
+
+    def _minutes(
+        self, rest: Sequence[Slice], expected: Sequence[CaseEffort], real: Sequence[CaseEffort]
+    ) -> list[float]:
+        """Return the minutes that each candidate is expected to take, as this campaign's logs tell them."""
+        model = fit_minutes(self.logs)
+        minutes = [model.predict(work).value for work in expected]
+        told = {
+            "labelled": len(self.labelled),
+            "logs": len(self.logs),
+            "kinds": [one.kind for one in rest],
+            "predicted": minutes,
+            "predicted_by_prior": [WORK.predict(work).value for work in expected],
+            "real": [WORK.predict(work).value for work in real],
         }
-    scored(Ensemble(pool, seed, settings, "all"), "all", pool)
-    for each in ranks:
-        found = float(spearmanr(each["predicted_minutes"], each["real_minutes"]).statistic)
-        each["rank_correlation"] = found if np.isfinite(found) else None  # of too few cases there is none
-    return {"rounds": rounds, "work_saved": savings, "effort": ranks, "members": MEMBERS}
+        self.told.append(told)
+        return minutes
+
+    def facts(self) -> dict[str, Any]:
+        """Return how many are labelled, what they are, and the work that was spent so far."""
+        kinds = [one.kind for one in self.labelled]
+        return {
+            "labelled": len(self.labelled),
+            "kinds": {kind: kinds.count(kind) for kind in ("own", "near duplicate", "outlier")},
+            "minutes": sum(WORK.predict(work).value for work in self.works),
+            "work_saved": {
+                tissue: {
+                    criterion: vars(
+                        campaign_saving(
+                            [getattr(work.tissues[tissue], criterion) for work in self.works], len(self.pool)
+                        )
+                    )
+                    for criterion in ("voxels", "edge")
+                }
+                for tissue in LABELS
+            },
+        }
+
+
+def look(one: Slice) -> NDArray[np.float64]:
+    return image_descriptor(one.images[0], one.mask)
 
 
 def routed(seed: int, settings: Settings) -> Row:
@@ -159,11 +209,10 @@ def routed(seed: int, settings: Settings) -> Row:
     pool = order(seed, settings.folder, settings.pool)
     ranked = sorted(pool, key=lambda one: one.noise)
     halves = {"quiet": ranked[: len(pool) // 2], "noisy": ranked[len(pool) // 2 :]}
-    steps = max(int(settings.steps * SHARE), 1)
 
     def networks(training: dict[str, list[Slice]], name: str) -> dict[str, object]:
         return {
-            half: fitted([see(one) for one in those], derive_seed(seed, name, half), settings, steps)
+            half: fitted([see(one) for one in those], derive_seed(seed, name, half), settings)
             for half, those in training.items()
         }
 
@@ -186,7 +235,7 @@ def routed(seed: int, settings: Settings) -> Row:
                 HeldOut(
                     subject=one.subject,
                     features=features(one, shares),
-                    dice={half: overlaps(one, share)["dice"] for half, share in shares.items()},
+                    dice={half: overlaps(one, share) for half, share in shares.items()},
                     trained_on={
                         half: frozenset(o.subject for o in those) for half, those in training.items()
                     },
@@ -195,33 +244,30 @@ def routed(seed: int, settings: Settings) -> Row:
     models = networks(halves, "final")
     judges = [see(one) for one in heads("judge", settings.folder, settings.judge)]
     said = {half: told(model, judges) for half, model in models.items()}
+    each = [{half: said[half][number] for half in halves} for number in range(len(judges))]
+    seen_of = [features(one, shares) for (one, _), shares in zip(judges, each, strict=True)]
     ways: Row = {}
-    reasons: Row = {}
     for granularity in ("slice", "class"):
         for learner in ("ridge", "logistic"):
             router = fit_router(cases, granularity=granularity, learner=learner)
-            found = []
-            for number, (one, _) in enumerate(judges):
-                shares = {half: said[half][number] for half in halves}
-                decisions = router.decide(features(one, shares))
-                row = overlaps(one, routed_probabilities(decisions, shares, tuple(LABELS)))
-                found.append({**row, "chosen": {group: d.network for group, d in decisions.items()}})
-                for decision in decisions.values():
-                    key = decision.reasons[0][0]
-                    reasons[key] = int(str(reasons.get(key, 0))) + 1
-            ways[f"{learner}, {granularity}"] = found
-    singles = {half: judged(judges, shares) for half, shares in said.items()}
-    pairs = np.array([[row["dice_mean"] for row in rows] for rows in singles.values()]).T
-    bounds = routing_scores(pairs, np.zeros(len(pairs), int))
-    mean = [np.mean([said[half][n] for half in halves], axis=0) for n in range(len(judges))]
+            decided = [router.decide(found) for found in seen_of]
+            routed_shares = [
+                routed_probabilities(decisions, shares, tuple(LABELS))
+                for decisions, shares in zip(decided, each, strict=True)
+            ]
+            takers = [decision.network for decisions in decided for decision in decisions.values()]
+            first = [decision.reasons[0][0] for decisions in decided for decision in decisions.values()]
+            ways[f"{learner}, {granularity}"] = {
+                "dice": judged(judges, routed_shares),
+                "chosen": {half: takers.count(half) for half in halves},
+                "first_reasons": {name: first.count(name) for name in sorted(set(first))},
+            }
+    mean = [np.mean(list(shares.values()), axis=0) for shares in each]
     return {
-        "singles": singles,
-        "average": judged(judges, mean),
+        "singles": {half: {"dice": judged(judges, shares)} for half, shares in said.items()},
+        "average": {"dice": judged(judges, mean)},
         "routers": ways,
-        "oracle": bounds.oracle,
-        "random": bounds.random,
-        "first_reasons": reasons,
     }
 
 
-MORE = {"suggestive": suggestive, "router": routed}
+MORE = {"router": routed, "suggestive": suggestive, "colin27": colin}

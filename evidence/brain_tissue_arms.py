@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from brain_tissue_data import LABELS, SPACING, STILL, Slice, channels, heads, labelled, named, order
 from numpy.typing import NDArray
 
-from sagittal.core.randomness import derive_seed
+from sagittal.core.randomness import derive_seed, generator
 from sagittal.registration import register
 from sagittal.segmentation import (
     MarkovFieldSegmenter,
@@ -20,6 +20,7 @@ from sagittal.segmentation import (
     SegmentationModel,
     calibration_error,
     fit_temperatures,
+    fit_volumes,
     predict,
     quantity,
     train,
@@ -35,31 +36,40 @@ from sagittal.segmentation.retrieval import (
 from sagittal.volume import DisplacementField, Volume
 from sagittal.volume.metrics import dice
 
-Row = dict[str, object]
+Row = dict[str, Any]
 Seen = list[tuple[Slice, Channels]]
 
 FEW, SOME = 5, 12
 """Labelled subjects of the smallest training, and of every arm that compares channels."""
+LENGTH_SEEDS = 100, 101
+BETAS = (0.1, 0.3, 0.5, 1.0, 2.0)
 LEVEL = 0.95
 VOXEL_ML = SPACING**3 / 1000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every training of one run has in common; ``count`` subjects are in the pool."""
+    """What every training of one run has in common.
+
+    The steps were chosen by :func:`lengths`.
+    """
 
     folder: Path
-    steps: int = 200
+    colin: Path | None = None
+    steps: int = 400
     width: int = 8
     patch: int = 48
     batch: int = 4
     rate: float = 1e-2
     pool: int = 40
     hold: int = 20
-    judge: int = 20
+    judge: int = 40
+    budgets: tuple[int, ...] = (4, 8, 12, 16, 20)
+    members: int = 3
 
     def facts(self) -> Row:
-        told = {name: value for name, value in vars(self).items() if name != "folder"}
+        told = {name: value for name, value in vars(self).items() if name not in ("folder", "colin")}
+        told["budgets"] = list(self.budgets)
         return {**told, "architecture": "voxresnet", "dimensions": 2, "spacing_mm": SPACING}
 
 
@@ -90,15 +100,16 @@ def told(model: SegmentationModel, seen: Seen) -> list[NDArray[np.float32]]:
     return [predict(model, layers.array, one.mask) for one, layers in seen]
 
 
-def overlaps(one: Slice, probabilities: NDArray[np.floating]) -> Row:
+def overlaps(one: Slice, probabilities: NDArray[np.floating]) -> dict[str, float]:
     """Return the Dice of each tissue for one slice."""
     found = np.where(one.mask, probabilities.argmax(axis=-1) + 1, 0)
-    each = {name: dice(found == value, one.labels.array == value) for name, value in LABELS.items()}
-    return {"subject": one.subject, "dice": each, "dice_mean": float(np.mean(list(each.values())))}
+    return {name: dice(found == value, one.labels.array == value) for name, value in LABELS.items()}
 
 
-def judged(seen: Seen, shares: Sequence[NDArray[np.floating]]) -> list[Row]:
-    return [overlaps(one, share) for (one, _), share in zip(seen, shares, strict=True)]
+def judged(seen: Seen, shares: Sequence[NDArray[np.floating]]) -> dict[str, list[float]]:
+    """Return the Dice of each tissue, slice by slice."""
+    rows = [overlaps(one, share) for (one, _), share in zip(seen, shares, strict=True)]
+    return {name: [round(row[name], 5) for row in rows] for name in LABELS}
 
 
 def with_channels(kinds: tuple[str, ...]) -> Callable[[Slice], tuple[Slice, Channels]]:
@@ -115,7 +126,7 @@ def plain(seed: int, settings: Settings, count: int, kinds: tuple[str, ...]) -> 
     )
     judges = [see(one) for one in heads("judge", settings.folder, settings.judge)]
     shares = told(model, judges)
-    row: Row = {"subjects": judged(judges, shares)}
+    row: Row = {"dice": judged(judges, shares)}
     if kinds == ("t1",):
         held = [see(one) for one in heads("hold", settings.folder, settings.hold)]
         row |= calibrated(judges, shares, held, told(model, held))
@@ -142,61 +153,71 @@ def calibrated(
         found[f"ece_{name}"] = {
             kind: getattr(error, kind) for kind in ("equal_width", "equal_mass", "class_wise", "debiased")
         }
-    spread = relative_errors(held, [scaling.apply(share) for share in before])
-    found["volumes"] = [
-        {"subject": one.subject, "tissue": tissue, **interval(one, share, tissue, spread[tissue])}
-        for (one, _), share in zip(judges, after, strict=True)
-        for tissue in LABELS
-    ]
+    found["volumes"] = volumes(judges, after, held, [scaling.apply(share) for share in before])
     return found
 
 
-def relative_errors(seen: Seen, shares: Sequence[NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
-    """Return, for each tissue, the truth over the estimate of each subject, less 1."""
-    return {
-        tissue: np.array(
-            [
-                np.count_nonzero(one.labels.array == value) / float(share[..., number].sum()) - 1
-                for (one, _), share in zip(seen, shares, strict=True)
-            ]
-        )
-        for number, (tissue, value) in enumerate(LABELS.items())
-    }
-
-
-def interval(one: Slice, share: NDArray[np.floating], tissue: str, errors: NDArray[np.float64]) -> Row:
-    """Return a tissue's amount in ml with two intervals.
-
-    One from the probabilities alone; one is the prediction interval of a new subject by Student's t, from the
-    errors of subjects that trained nothing.
+def volumes(
+    judges: Seen, shares: Sequence[NDArray[np.floating]], held: Seen, before: Sequence[NDArray[np.floating]]
+) -> Row:
+    """Return each tissue's amounts in ml with two intervals: one from the probabilities alone, one that the
+    held-out subjects have earned (:func:`sagittal.segmentation.fit_volumes`).
     """
-    from scipy.stats import t
 
-    number = list(LABELS).index(tissue)
-    own = quantity(np.clip(share[..., number], 0, 1), size=VOXEL_ML, unit="ml", level=LEVEL)
-    count = len(errors)
-    reach = float(t.ppf((1 + LEVEL) / 2, count - 1)) * float(errors.std(ddof=1)) * math.sqrt(1 + 1 / count)
-    middle = own.value * (1 + float(errors.mean()))
-    return {
-        "truth": np.count_nonzero(one.labels.array == LABELS[tissue]) * VOXEL_ML,
-        "estimate": own.value,
-        "by_probability": [own.low, own.high],
-        "by_held_out": [max(middle - own.value * reach, 0.0), middle + own.value * reach],
+    def amounts(share: NDArray[np.floating]) -> list[float]:
+        return [float(share[..., number].sum(dtype=np.float64)) * VOXEL_ML for number in range(len(LABELS))]
+
+    def truth(one: Slice) -> list[float]:
+        return [np.count_nonzero(one.labels.array == value) * VOXEL_ML for value in LABELS.values()]
+
+    scaling = fit_volumes(
+        np.array([amounts(share) for share in before]), np.array([truth(one) for one, _ in held])
+    )
+    found: Row = {
+        tissue: {"truth": [], "estimate": [], "by_probability": [], "by_held_out": []} for tissue in LABELS
     }
+    for (one, _), share in zip(judges, shares, strict=True):
+        told = np.array(amounts(share))
+        rows = zip(LABELS, truth(one), told, scaling.intervals(told, level=LEVEL), strict=True)
+        for number, (tissue, true, estimate, held_out) in enumerate(rows):
+            own = quantity(np.clip(share[..., number], 0, 1), size=VOXEL_ML, unit="ml", level=LEVEL)
+            column = found[tissue]
+            column["truth"].append(round(true, 3))
+            column["estimate"].append(round(float(estimate), 3))
+            column["by_probability"].append([round(own.low, 3), round(own.high, 3)])
+            column["by_held_out"].append([round(end, 3) for end in held_out])
+    return found
 
 
 def untrained(seed: int, settings: Settings) -> Row:
     """Judge the hidden Markov random field, which needs no training."""
-    found = []
-    for one in heads("judge", settings.folder, settings.judge):
-        share = MarkovFieldSegmenter().segment(one.t1, seed=seed).probabilities
-        found.append(overlaps(one, np.asarray(share)))
-    return {"subjects": found}
+    judges = [(one, named(one, "t1")) for one in heads("judge", settings.folder, settings.judge)]
+    return {"dice": judged(judges, by_field(judges, MarkovFieldSegmenter(), seed))}
 
 
-def entry(one: Slice) -> Labelled:
-    """Return a slice as it stands in a retrieval index."""
-    descriptor = image_descriptor(one.images[0], one.mask)
+def untrained_chosen(seed: int, settings: Settings) -> Row:
+    """Judge the same field with the weight of its neighbours that is best on the subjects that calibrate."""
+    held, judges = (
+        [(one, named(one, "t1")) for one in heads(side, settings.folder, count)]
+        for side, count in (("hold", settings.hold), ("judge", settings.judge))
+    )
+    tried = {}
+    for beta in BETAS:
+        each = judged(held, by_field(held, MarkovFieldSegmenter(beta=beta), seed))
+        tried[beta] = float(np.mean(list(each.values())))
+    best = max(tried, key=lambda beta: tried[beta])
+    shares = by_field(judges, MarkovFieldSegmenter(beta=best), seed)
+    return {"dice": judged(judges, shares), "beta": best, "tried": list(tried.items())}
+
+
+def by_field(seen: Seen, segmenter: MarkovFieldSegmenter, seed: int) -> list[NDArray[np.float32]]:
+    return [np.asarray(segmenter.segment(one.t1, seed=seed).probabilities) for one, _ in seen]
+
+
+def entry(one: Slice, *, three: bool = False) -> Labelled:
+    """Return a slice as it stands in a retrieval index, described by its T1 image or by all three kinds."""
+    kinds = one.images if three else one.images[:1]
+    descriptor = np.concatenate([image_descriptor(image, one.mask) for image in kinds])
     return Labelled(subject=one.subject, image=one.t1, labels=one.labels, descriptor=descriptor)
 
 
@@ -208,31 +229,58 @@ def moved(moving: Volume, fixed: Volume) -> DisplacementField:
 def retrieval(seed: int, settings: Settings, how: str) -> Row:
     """Train on three kinds of image and retrieved labels.
 
+    Those that train ask the index as a new person does: nobody finds themselves, and the label that is found
+    is another subject's.
+
     Args:
         seed: Of the run.
         settings: Of the run.
-        how: "retrieved"; "aligned", by a registration of the retrieved T1; "own", where everybody, those that
-            judge too, is given the truth; "leak", where those of training are, and those that judge are not.
+        how: "retrieved"; "aligned", by a registration of the retrieved T1; "three", aligned, and described by
+            the three kinds of image; "random", the labels of somebody else drawn by lot; "own", where
+            everybody, those that judge too, is given the truth; "leak", where those of training are, and
+            those that judge are not.
     """
     training = order(seed, settings.folder, settings.pool)[:SOME]
-    index = RetrievalIndex([entry(one) for one in training])
-    align = moved if how == "aligned" else None
+    index = RetrievalIndex([entry(one, three=how == "three") for one in training])
+    align = moved if how in ("aligned", "three") else None
 
     def see(one: Slice, *, itself: bool) -> tuple[Slice, Channels]:
-        own = entry(one)
-        match = Match(own, 1.0) if itself else index.query(own.descriptor, subject=one.subject)[0]
+        own = entry(one, three=how == "three")
+        if itself:
+            match = Match(own, 1.0)
+        else:
+            matches = index.query(own.descriptor, subject=one.subject, count=SOME)
+            lot = int(generator(seed, "lot", one.subject).integers(len(matches))) if how == "random" else 0
+            match = matches[lot]
         return one, named(one, "images").beside(retrieved_channels(one.t1, match, LABELS, align=align))
 
     seen = [see(one, itself=how in ("own", "leak")) for one in training]
     model = fitted(seen, derive_seed(seed, "network"), settings)
     judges = [see(one, itself=how == "own") for one in heads("judge", settings.folder, settings.judge)]
-    row: Row = {"subjects": judged(judges, told(model, judges))}
-    if how in ("retrieved", "aligned"):
-        shares = [np.moveaxis(layers.array[-len(LABELS) :], 0, -1) for _, layers in judges]
-        row["retrieved_dice"] = [
-            overlaps(one, share)["dice_mean"] for (one, _), share in zip(judges, shares, strict=True)
-        ]
+    row: Row = {"dice": judged(judges, told(model, judges))}
+    for name, those in (("training", seen), ("judge", judges)):
+        shares = [np.moveaxis(layers.array[-len(LABELS) :], 0, -1) for _, layers in those]
+        row[f"retrieved_dice_{name}"] = judged(those, shares)
     return row
+
+
+def lengths(settings: Settings) -> list[Row]:
+    """Return how well the subjects that calibrate are segmented after trainings of several lengths.
+
+    By the T1 image alone, with seeds that no arm uses; none of those that judge is looked at.
+    """
+    see = with_channels(("t1",))
+    held = [see(one) for one in heads("hold", settings.folder, settings.hold)]
+    found = []
+    for seed in LENGTH_SEEDS:
+        for steps in (settings.steps // 2, settings.steps, settings.steps * 2):
+            for count in (FEW, SOME, settings.pool):
+                training = [see(one) for one in order(seed, settings.folder, settings.pool)[:count]]
+                model = fitted(training, seed, settings, steps)
+                each = judged(held, told(model, held))
+                means = {name: float(np.mean(values)) for name, values in each.items()}
+                found.append({"seed": seed, "steps": steps, "subjects": len(training), "dice": means})
+    return found
 
 
 def geometric(kinds: tuple[str, ...], count: int = SOME) -> Callable[[int, Settings], Row]:
@@ -245,6 +293,7 @@ def _plain(seed: int, settings: Settings, count: int, kinds: tuple[str, ...]) ->
 
 ARMS: dict[str, Callable[[int, Settings], Row]] = {
     "untrained": untrained,
+    "untrained chosen": untrained_chosen,
     "5 subjects": geometric(("t1",), FEW),
     "12 subjects": geometric(("t1",), SOME),
     "all subjects": lambda seed, settings: plain(seed, settings, settings.pool, ("t1",)),
@@ -252,11 +301,18 @@ ARMS: dict[str, Callable[[int, Settings], Row]] = {
     "jacobian": geometric(("t1", "jacobian")),
     "curl": geometric(("t1", "curl")),
     "jacobian curl": geometric(("t1", "jacobian", "curl")),
-    "noise": geometric(("t1", "noise")),
-    "atlas": geometric(("t1", "atlas")),
+    "true jacobian curl": geometric(("t1", "true jacobian", "true curl")),
+    "noise 1": geometric(("t1", "noise 1")),
+    "noise 2": geometric(("t1", "noise 2")),
+    "atlas 2": geometric(("t1", "atlas 2")),
     "images jacobian curl": geometric(("images", "jacobian", "curl")),
+    "images noise 2": geometric(("images", "noise 2")),
+    "images noise 3": geometric(("images", "noise 3")),
+    "images atlas 3": geometric(("images", "atlas 3")),
     "retrieved": functools.partial(retrieval, how="retrieved"),
     "retrieved aligned": functools.partial(retrieval, how="aligned"),
+    "retrieved aligned by three": functools.partial(retrieval, how="three"),
+    "retrieved by lot": functools.partial(retrieval, how="random"),
     "own labels": functools.partial(retrieval, how="own"),
     "self found": functools.partial(retrieval, how="leak"),
 }

@@ -27,12 +27,11 @@ from sagittal.volume import DisplacementField, Volume
 SPACING = 3.0
 COHORTS = {"pool": 11, "hold": 12, "judge": 13}
 """Seeds of the cohorts: those that train, those that calibrate, those that judge. Nobody is in two."""
-NUMBERS = {"pool": 40, "hold": 20, "judge": 20}
 LABELS = {name: number for number, name in enumerate(TISSUES, start=1)}
 INTENSITIES = {"T1": "t1", "T1-IR": "t1-ir", "FLAIR": "flair"}
 STILL = np.eye(4)
-DUPLICATES, OUTLIERS = 14, 4
-"""Of the pool of 40 that suggestive annotation chooses from: 35 % near duplicates, 10 % outliers."""
+DUPLICATES, OUTLIERS = 0.35, 0.10
+"""Shares of the pool that suggestive annotation chooses from."""
 NOISE_SMOOTH = 3.0
 """Voxels: about as smooth as the channels that noise stands in for."""
 
@@ -45,7 +44,8 @@ class Slice:
         subject: Whose.
         images: float32, (3, i, j, 1), in the order of INTENSITIES.
         labels: On the same grid: 0 outside, 1 and on for TISSUES.
-        field: From the slice's grid into the template.
+        field: From the slice's grid into the template, as a registration found it.
+        truth: The map that the slice was made with, on the same grid; ``None`` of a real one.
         kind: "own", "near duplicate" or "outlier".
     """
 
@@ -53,6 +53,7 @@ class Slice:
     images: NDArray[np.float32]
     labels: Volume
     field: DisplacementField
+    truth: DisplacementField | None = None
     kind: str = "own"
 
     @property
@@ -72,9 +73,8 @@ class Slice:
 
 
 @functools.cache
-def heads(side: str, folder: Path, count: int | None = None) -> tuple[Slice, ...]:
+def heads(side: str, folder: Path, count: int) -> tuple[Slice, ...]:
     """Return the slices of one side of the split, made where they are not yet in the folder."""
-    count = NUMBERS[side] if count is None else count
     grid = template(SPACING, flat=True)[1].geometry
     files = [folder / f"{side}-{number}.npz" for number in range(count)]
     if not all(file.is_file() for file in files):
@@ -87,9 +87,14 @@ def heads(side: str, folder: Path, count: int | None = None) -> tuple[Slice, ...
         for number, file in enumerate(files):
             one = made["T1"][number]
             found = register(fixed, one.image, affine=STILL).field
-            images = np.stack([made[kind][number].image.array for kind in KINDS])
+            kept = {
+                "images": np.stack([made[kind][number].image.array for kind in KINDS]),
+                "labels": one.labels.array,
+                "vectors": found.vectors,
+                "truth": one.field.invert(tolerance_mm=1e-2).field.vectors,
+            }
             with atomic_path(file) as place, Path(place).open("wb") as stream:
-                np.savez(stream, images=images, labels=one.labels.array, vectors=found.vectors)
+                np.savez(stream, **kept)
     slices = []
     for number, file in enumerate(files):
         with np.load(file) as kept:
@@ -99,31 +104,33 @@ def heads(side: str, folder: Path, count: int | None = None) -> tuple[Slice, ...
                     kept["images"],
                     Volume(kept["labels"], grid),
                     DisplacementField(kept["vectors"], grid),
+                    DisplacementField(kept["truth"], grid),
                 )
             )
     return tuple(slices)
 
 
-def order(seed: int, folder: Path, count: int | None = None) -> list[Slice]:
+def order(seed: int, folder: Path, count: int) -> list[Slice]:
     """Return the pool in an order of its own for each seed: the first n are the n that are labelled."""
     pool = heads("pool", folder, count)
     return [pool[number] for number in generator(seed, "order").permutation(len(pool))]
 
 
-def redundant(seed: int, folder: Path) -> list[Slice]:
-    """Return a pool of 40 with near duplicates and outliers, as large archives have them, in random order.
+def redundant(seed: int, folder: Path, count: int) -> list[Slice]:
+    """Return a pool with near duplicates and outliers, as large archives have them, in random order.
 
     A near duplicate is another slice of the pool, shifted by up to a voxel and with a little more noise. An
     outlier is a head of which nothing else is in the pool, and whose image is spoilt: a ghost of itself,
     moved by a quarter of the field of view, and noise of 0.4.
     """
-    own = order(seed, folder)
+    own = order(seed, folder, count)
     random = generator(seed, "redundant")
-    unique = len(own) - DUPLICATES - OUTLIERS
+    duplicates, outliers = round(DUPLICATES * count), round(OUTLIERS * count)
+    unique = count - duplicates - outliers
     made = own[:unique]
-    for number in range(DUPLICATES):
+    for number in range(duplicates):
         made.append(_duplicate(own[int(random.integers(unique))], number, random))
-    made += [_outlier(one, random) for one in own[unique : unique + OUTLIERS]]
+    made += [_outlier(one, random) for one in own[unique : unique + outliers]]
     return [made[number] for number in random.permutation(len(made))]
 
 
@@ -151,17 +158,27 @@ def _outlier(one: Slice, random: np.random.Generator) -> Slice:
 
 
 def named(one: Slice, kind: str) -> Channels:
-    """Return one kind of channel of a slice: "t1", "images", "jacobian", "curl", "noise" or "atlas"."""
+    """Return one kind of channel of a slice.
+
+    "t1", "images", "jacobian", "curl"; "true jacobian" and "true curl", of the map that the slice was made
+    with; "noise 1" to "noise 3", as many channels without content; "atlas 3", the template's labels brought
+    here by the field, and "atlas 2", those of grey and white matter, which tell the third.
+    """
     if kind == "t1":
         return Channels(one.images[:1], ("t1",))
     if kind == "images":
         return Channels(one.images, tuple(INTENSITIES.values()))
     if kind in ("jacobian", "curl"):
         return geometric_channels(one.field, [kind])
-    if kind == "noise":
-        return noise_channels(one.labels.shape, 2, seed=1, subject=one.subject, smooth=NOISE_SMOOTH)
-    if kind == "atlas":
-        return prior_channels(one.field, template(SPACING, flat=True)[1], LABELS)
+    if kind in ("true jacobian", "true curl") and one.truth is not None:
+        return geometric_channels(one.truth, [kind.removeprefix("true ")])
+    if kind in ("noise 1", "noise 2", "noise 3"):
+        return noise_channels(
+            one.labels.shape, int(kind[-1]), seed=1, subject=one.subject, smooth=NOISE_SMOOTH
+        )
+    if kind in ("atlas 2", "atlas 3"):
+        wanted = list(LABELS.items())[-int(kind[-1]) :]
+        return prior_channels(one.field, template(SPACING, flat=True)[1], dict(wanted))
     raise ValueError(kind)
 
 

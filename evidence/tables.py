@@ -139,6 +139,7 @@ def page() -> str:
 
 if __name__ == "__main__":
     import atlas_page
+    import brain_tissue_page
     import language_figures
     import language_page
     import low_dose_page
@@ -151,6 +152,6 @@ if __name__ == "__main__":
         language_figures.figure()
         language_figures.growth_figure()
     PAGE.write_text(page())
-    pages = (atlas_page, language_page, low_dose_page, registration_network_page, registration_page)
-    for made in (*pages, reliability_page, tissue_network_page):
+    pages = (atlas_page, brain_tissue_page, language_page, low_dose_page, registration_network_page)
+    for made in (*pages, registration_page, reliability_page, tissue_network_page):
         made.PAGE.write_text(made.page(), encoding="utf-8")
