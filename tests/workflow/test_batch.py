@@ -316,7 +316,8 @@ def test_a_model_is_loaded_once_a_worker(
     class Model:
         weights_sha256 = "00"
 
-    def load(folder: Path) -> Model:
+    def load(folder: Path, *, packed: bool) -> Model:
+        assert packed
         loaded.append(folder)
         return Model()
 

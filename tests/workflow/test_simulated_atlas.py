@@ -23,7 +23,7 @@ from sagittal.workflow.pipeline import DEMO_STAGES, Sources, complete_case, plan
 from sagittal.workflow.replay import replay
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.step import Context, Step
-from sagittal.workflow.steps import SegmentTissue, SimulateDeformation
+from sagittal.workflow.steps import SegmentByNetwork, SegmentTissue, SimulateDeformation
 from sagittal.workflow.steps.registration import to_atlas
 from simulated_pictures import require_four_pictures, require_nothing_simulated, section_of
 
@@ -56,7 +56,7 @@ def made(runner: Runner, files: Path, image: str) -> str:
     sources = Sources(t1=[files / image])
     steps = [small(step) for step in plan(sources, DEMO_STAGES, model="", atlas=atlas)]
     case_id = runner.store.create_case("simulated")
-    kept = [step for step in steps if not isinstance(step, SegmentTissue)]
+    kept = [step for step in steps if not isinstance(step, SegmentTissue | SegmentByNetwork)]
     complete_case(runner, case_id, {"t1.files": sources.t1}, kept)
     return case_id
 
