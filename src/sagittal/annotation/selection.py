@@ -163,8 +163,9 @@ def select(
 ) -> Choice:
     """Choose what to annotate next.
 
-    With a budget in minutes, covering methods choose by cover gained per minute, the ranking ones by
-    uncertainty per minute, core-set and random in their own order; whatever no longer fits is passed over.
+    With a budget in minutes, covering methods choose by cover gained per minute (``UNCERTAINTY_COVER`` from
+    a shortlist by uncertainty, for twice the budget), the ranking ones by uncertainty per minute, core-set
+    and random in their own order; whatever no longer fits is passed over.
 
     Args:
         candidates: Units without labels, each once.
@@ -299,8 +300,14 @@ _METHODS: dict[Method, Callable[..., Choice]] = {
 
 
 def _shortlist(every: list[Candidate], budget: Budget) -> list[int]:
-    """Return the most uncertain candidates, for twice the budget; what alone exceeds it is left out."""
-    order = sorted(range(len(every)), key=lambda index: (-every[index].uncertainty, index))
+    """Return the most uncertain candidates, for twice the budget; what alone exceeds it is left out.
+
+    By uncertainty and not by uncertainty per minute, which would list what is short because it is well known;
+    of equals the shorter first.
+    """
+    order = sorted(
+        range(len(every)), key=lambda index: (-every[index].uncertainty, every[index].minutes, index)
+    )
     if budget.number is not None:
         return order[: SHORTLIST * budget.number]
     most = float(budget.minutes or 0)
@@ -324,8 +331,9 @@ def _affordable(order: Sequence[int], every: list[Candidate], budget: Budget) ->
 
 
 def _ranks(every: list[Candidate], values: Sequence[float] | None = None) -> list[int]:
-    told = [c.uncertainty for c in every] if values is None else values
-    return [1 + sum(other > value for other in told) for value in told]
+    told = np.array([c.uncertainty for c in every] if values is None else values)
+    found: list[int] = (1 + len(told) - np.searchsorted(np.sort(told), told, side="right")).tolist()
+    return found
 
 
 def _told(candidate: Candidate, rank: int, count: int, *, entropy: bool = False) -> str:
@@ -337,5 +345,5 @@ def _told(candidate: Candidate, rank: int, count: int, *, entropy: bool = False)
 
 
 def _distances(one: _Array, other: _Array) -> _Array:
-    found: _Array = np.linalg.norm(one[:, None] - other[None], axis=-1)
-    return found
+    # row by row: all differences at once would not fit into memory for thousands of slices
+    return np.stack([np.linalg.norm(other - row, axis=-1) for row in one])
