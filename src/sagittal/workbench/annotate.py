@@ -63,7 +63,7 @@ def next_(
     from sagittal.annotation import Budget, Method, Unit
     from sagittal.case.location import open_store
     from sagittal.workflow.annotation_networks import UncertaintyMaps, read_networks
-    from sagittal.workflow.annotation_proposals import UNKNOWN, write_proposals
+    from sagittal.workflow.annotation_proposals import UNKNOWN, require_new_folder, write_proposals
     from sagittal.workflow.annotation_store import store_queue
     from sagittal.workflow.models import ModelShelf
     from sagittal.workflow.network_input import wants_field
@@ -75,6 +75,8 @@ def next_(
     parts = Unit(_one_of(unit, list(Unit), "--unit"))
     how = Method(_one_of(method, list(Method), "--method"))
     networks = read_networks(model or [])
+    if proposals is not None:
+        require_new_folder(proposals)
     step = to_atlas(atlas)
     writes = proposals is not None or wants_field(networks.config.channels)
     with (
