@@ -133,6 +133,13 @@ def test_slices_that_are_annotated_are_not_asked_for_again() -> None:
     assert all(item.stop[2] == item.start[2] + 1 for item in found.items)
 
 
+def test_a_budget_so_large_that_doubt_no_longer_counts_says_so() -> None:
+    for number, said in ((1, False), (2, True)):
+        notes = queue(budget=Budget(number=number)).notes
+        assert any("holds all candidates" in note for note in notes) == said
+    assert not any("holds all" in note for note in queue(method=Method.COVER).notes)
+
+
 def test_what_is_labelled_is_known() -> None:
     twin = Pending(case="twin", subject="twin", load=CASES[1].load)
     alone, beside = (

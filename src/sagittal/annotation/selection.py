@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -140,12 +140,14 @@ class Choice:
         guarantee: Share of the best possible cover of the shortlist that this one surely reaches; ``None``
             for methods that cover nothing.
         candidates: Of how many it was chosen.
+        listed: How many of them were on the list of the most uncertain; all, for methods without one.
     """
 
     method: Method
     picks: tuple[Pick, ...]
     guarantee: float | None
     candidates: int
+    listed: int
 
     @property
     def minutes(self) -> float:
@@ -207,7 +209,8 @@ def _by_cover(method: Method) -> Callable[..., Choice]:
         else:
             costs = np.array([every[index].minutes for index in listed])
             found = cover_within(table, costs, float(budget.minutes or 0), covered=covered)
-        return _covering(method, every, [listed[c] for c in found.chosen], found, similarity, covered)
+        choice = _covering(method, every, [listed[c] for c in found.chosen], found, similarity, covered)
+        return replace(choice, listed=len(listed))
 
     return run
 
@@ -238,7 +241,13 @@ def _covering(
             parts.append("stands for itself alone: the others are nearer to what is chosen or labelled")
         reason = "; ".join(parts) or "all candidates are chosen"
         picks.append(Pick(index=index, candidate=every[index], gain=gain, reason=reason))
-    return Choice(method=method, picks=tuple(picks), guarantee=found.guarantee, candidates=len(every))
+    return Choice(
+        method=method,
+        picks=tuple(picks),
+        guarantee=found.guarantee,
+        candidates=len(every),
+        listed=len(every),
+    )
 
 
 def _by_rank(method: Method) -> Callable[..., Choice]:
@@ -257,7 +266,9 @@ def _by_rank(method: Method) -> Callable[..., Choice]:
             )
             for index in _affordable(order, every, budget)
         ]
-        return Choice(method=method, picks=tuple(picks), guarantee=None, candidates=len(every))
+        return Choice(
+            method=method, picks=tuple(picks), guarantee=None, candidates=len(every), listed=len(every)
+        )
 
     return run
 
@@ -277,7 +288,9 @@ def _core_set(every: list[Candidate], budget: Budget, looks: _Array, known: _Arr
         )
         gain = 0.0 if first else far[index]
         picks.append(Pick(index=index, candidate=every[index], gain=gain, reason=reason))
-    return Choice(method=Method.CORE_SET, picks=tuple(picks), guarantee=None, candidates=len(every))
+    return Choice(
+        method=Method.CORE_SET, picks=tuple(picks), guarantee=None, candidates=len(every), listed=len(every)
+    )
 
 
 def _random(every: list[Candidate], budget: Budget, looks: _Array, known: _Array, seed: int) -> Choice:
@@ -286,7 +299,7 @@ def _random(every: list[Candidate], budget: Budget, looks: _Array, known: _Array
         Pick(index=index, candidate=every[index], gain=0.0, reason="drawn by chance")
         for index in _affordable(order, every, budget)
     )
-    return Choice(method=Method.RANDOM, picks=picks, guarantee=None, candidates=len(every))
+    return Choice(method=Method.RANDOM, picks=picks, guarantee=None, candidates=len(every), listed=len(every))
 
 
 _METHODS: dict[Method, Callable[..., Choice]] = {

@@ -309,7 +309,7 @@ def annotation_queue(
         networks=networks,
         minutes_basis=minutes.basis,
         notes=(
-            *_notes(networks, minutes, budget, items, [part.candidate.minutes for part in parts]),
+            *_notes(networks, minutes, budget, choice, [part.candidate.minutes for part in parts]),
             *left_out,
         ),
     )
@@ -401,7 +401,7 @@ def _notes(
     networks: int,
     minutes: MinutesModel,
     budget: Budget,
-    items: Sequence[QueueItem],
+    choice: Choice,
     costs: Sequence[float],
 ) -> Iterator[str]:
     if networks == 1:
@@ -410,7 +410,12 @@ def _notes(
             "nothing of what it is wrongly sure of; an ensemble would tell"
         )
     yield f"what the minutes rest on: {minutes.basis}"
-    if not items and budget.minutes is not None:
+    if choice.method is Method.UNCERTAINTY_COVER and 1 < choice.listed == choice.candidates:
+        yield (
+            "the list of the most uncertain, for twice the budget, holds all candidates: the choice among "
+            "them is by cover alone"
+        )
+    if not choice.picks and budget.minutes is not None:
         yield (
             f"nothing fits into {budget.minutes:g} minutes: the shortest is expected to take {min(costs):.3g}"
         )
