@@ -209,9 +209,10 @@ def test_a_page_tells_the_sum_from_the_budget(tmp_path: Path) -> None:
         path = write_queue_page(found, pictures, tmp_path / "queue.html", store="store", model="model")
         told.append(" ".join(re.sub(r"<[^>]+>", " ", path.read_text()).split()))
         if found.total is not None:
-            assert f"interval {found.total.low:.0f} to {found.total.high:.0f} minutes" in told[-1]
-    assert re.search(r"\d+ of 40 minutes for \d of 4 cases", told[0])
-    assert re.search(r"\d+ minutes for 2 of 4 cases", told[1])
+            ends = [f"{v:.1f}" if v < 9.95 else f"{v:.0f}" for v in (found.total.low, found.total.high)]
+            assert f"interval {ends[0]} to {ends[1]} minutes" in told[-1]
+    assert re.search(r" [\d.]+ of 40 minutes for \d of 4 cases", told[0])
+    assert re.search(r" [\d.]+ minutes for 2 of 4 cases", told[1])
     assert "Nothing of 4 candidates fits into the budget" in told[2]
 
 

@@ -176,8 +176,8 @@ class Queue:
         allowed = "" if self.budget.minutes is None else f" of {self.budget.minutes:g}"
         total = self.total
         return (
-            f"{chosen}: {total.value:.0f}{allowed} minutes, "
-            f"{100 * total.level:.0f} % interval {total.low:.0f} to {total.high:.0f}"
+            f"{chosen}: {_short(total.value)}{allowed} minutes, "
+            f"{100 * total.level:.0f} % interval {_short(total.low)} to {_short(total.high)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -328,6 +328,10 @@ def proposal_of(said: _Array, mask: NDArray[np.bool_]) -> tuple[_Array, _Array]:
 def slice_place(mm: float, axis: int) -> str:
     """Say where a slice across an axis of space lies, in words and mm."""
     return f"{_PLANES[axis]}, {_along(mm, axis)}"
+
+
+def _short(minutes: float) -> str:
+    return f"{minutes:.1f}" if minutes < 9.95 else f"{minutes:.0f}"
 
 
 def _along(mm: float, axis: int) -> str:
