@@ -145,11 +145,12 @@ if __name__ == "__main__":
     import registration_network_page
     import registration_page
     import reliability_page
+    import tissue_network_page
 
     if "--figures" in sys.argv[1:]:
         language_figures.figure()
         language_figures.growth_figure()
     PAGE.write_text(page())
     pages = (atlas_page, language_page, low_dose_page, registration_network_page, registration_page)
-    for made in (*pages, reliability_page):
+    for made in (*pages, reliability_page, tissue_network_page):
         made.PAGE.write_text(made.page(), encoding="utf-8")

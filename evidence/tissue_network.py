@@ -49,7 +49,7 @@ from sagittal.volume.metrics import compare_labels
 RESULT = Path(__file__).parent / "results" / "tissue_network.json"
 SPACING = 2.0
 SEEDS = {"train": 2001, "calibrate": 2002, "judge": 2003}
-NUMBERS = {"train": 24, "calibrate": 20, "judge": 20}
+NUMBERS = {"train": 24, "calibrate": 20, "judge": 40}
 FEW = 5
 KINDS = {"t1": "T1", "t1-ir": "T1-IR", "flair": "FLAIR"}
 STEPS, BATCH, RATE, WIDTH, PATCH = 800, 2, 1e-2, 8, (48, 48, 48)

@@ -25,6 +25,7 @@ from sagittal.core.assets import (
     HubFile,
     LocalFile,
     PackageMember,
+    ShippedFile,
     asset,
     fetch,
     locate,
@@ -128,8 +129,21 @@ def test_every_entry_is_pinned_and_says_its_terms(entry: Asset) -> None:
             assert not member.is_absolute()
             assert ".." not in member.parts
             assert re.fullmatch(r"\d+(\.\d+)+", source.version)
+        elif isinstance(source, ShippedFile):
+            assert entry.size < 4e6, "a checkout stays small"
         else:
             assert re.fullmatch(r"[0-9a-f]{40}", source.revision), "a branch moves; a commit does not"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in REGISTRY.values() if isinstance(entry.sources[0], ShippedFile)],
+    ids=lambda entry: entry.name,
+)
+def test_what_comes_with_the_package_needs_no_network(entry: Asset, cache: Path) -> None:
+    path = fetch(entry, offline=True)
+    assert path.is_relative_to(cache)
+    assert path.stat().st_size == entry.size
 
 
 def test_no_two_entries_share_a_place_in_the_cache(cache: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_skilled_network_is_chosen_and_the_reason_is_its_feature(learner: An
 
 
 def test_ridge_has_the_value_of_the_hand() -> None:
-    # Scaled, the cases lie at -1 and 1, and the mean Dice of a is 0.1 lower and 0.1 higher than that of b. Half of
+    # Scaled, the cases lie at -1 and 1, and the mean Dice of a is 0.1 lower and 0.1 higher than b's. Half of
     # it is a's merit: covariance 0.05, variance 1, and a strength of 1 halves the slope.
     router = fit_router([case(0, 0.0, -0.2), case(1, 2.0, 0.2)], strength=1.0)
     np.testing.assert_allclose(router.centre, [1.0, 1.0])

@@ -193,13 +193,13 @@ def test_a_folder_without_cases_is_refused_and_says_what_was_found(tmp_path: Pat
     [
         (
             ["tisue"],
-            "no step has this name; got 'tisue'; expected some of tissue, atlas, ct, simulated-ct, "
-            "simulated-atlas, record, report",
+            "no step has this name; got 'tisue'; expected some of tissue, tissue-network, atlas, ct, "
+            "simulated-ct, simulated-atlas, record, report",
         ),
         (
             ["report"],
-            "no step takes a file; got report; expected one of tissue, atlas, ct, simulated-ct, "
-            "simulated-atlas, record",
+            "no step takes a file; got report; expected one of tissue, tissue-network, atlas, ct, "
+            "simulated-ct, simulated-atlas, record",
         ),
         ([], "no step takes a file; got none"),
     ],

@@ -16,11 +16,12 @@ from sagittal.core.errors import AssetError, FormatError, GeometryError, InputEr
 from sagittal.volume import Volume, write_nifti
 from sagittal.workflow import artifacts
 from sagittal.workflow.export import export_case
+from sagittal.workflow.map_files import file_fields
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.replay import replay
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps import DraftReport, ReadImage, RegisterToAtlas
-from sagittal.workflow.steps.registration import file_fields, to_atlas
+from sagittal.workflow.steps.registration import to_atlas
 
 pytest.importorskip("torch")
 pytest.importorskip("scipy")

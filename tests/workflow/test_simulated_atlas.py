@@ -17,13 +17,14 @@ from sagittal.reporting import SECTIONS
 from sagittal.volume import Volume, write_nifti
 from sagittal.workflow import artifacts
 from sagittal.workflow.export import export_case
+from sagittal.workflow.map_files import file_fields
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.pipeline import DEMO_STAGES, Sources, complete_case, plan
 from sagittal.workflow.replay import replay
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.step import Context, Step
 from sagittal.workflow.steps import SegmentTissue, SimulateDeformation
-from sagittal.workflow.steps.registration import file_fields, to_atlas
+from sagittal.workflow.steps.registration import to_atlas
 from simulated_pictures import require_four_pictures, require_nothing_simulated, section_of
 
 pytest.importorskip("torch")

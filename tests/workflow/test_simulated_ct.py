@@ -89,7 +89,7 @@ def test_nothing_is_simulated_where_nobody_asked(runner: Runner) -> None:
         "measure-ct-slice",
         "draft-report",
     }
-    assert set(DEMO_STAGES) - set(USUAL_STAGES) == {"simulated-ct", "simulated-atlas"}
+    assert set(DEMO_STAGES) - set(USUAL_STAGES) == {"tissue-network", "simulated-ct", "simulated-atlas"}
 
 
 def test_the_server_simulates_nothing(runner: Runner) -> None:

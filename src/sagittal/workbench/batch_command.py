@@ -49,8 +49,8 @@ def batch(
     steps: Annotated[
         str,
         typer.Option(
-            help="Steps, with commas between: tissue, atlas, ct, simulated-ct, simulated-atlas, record, "
-            "report."
+            help="Steps, with commas between: tissue, tissue-network, atlas, ct, simulated-ct, "
+            "simulated-atlas, record, report."
         ),
     ] = "tissue,ct,record,report",
     engine: Annotated[EngineName, typer.Option(help="Processes of this machine, or Ray.")] = EngineName.LOCAL,

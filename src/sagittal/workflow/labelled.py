@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sagittal.case.record import Case
+from sagittal.case.record import Artifact, Case
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
 from sagittal.segmentation.labelled import LabelledImage
@@ -23,7 +23,7 @@ from sagittal.workflow.runner import Runner
 from sagittal.workflow.steps.annotation import ANNOTATION
 from sagittal.workflow.steps.registration import RegisterToAtlas
 
-__all__ = ["LabelledCase", "field_for", "images_of", "labelled_cases", "require_distinct"]
+__all__ = ["LabelledCase", "field_for", "image_artifacts", "images_of", "labelled_cases", "require_distinct"]
 
 _STANDS = "annotation.labels"
 
@@ -153,7 +153,19 @@ def images_of(store: CaseStore, case: Case, channels: Sequence[str]) -> dict[str
     Raises:
         InputError: The case has none of that name; the message names case and channel.
     """
-    found = {}
+    return {
+        role: artifacts.load(store.objects, artifact)
+        for role, artifact in image_artifacts(case, channels).items()
+    }
+
+
+def image_artifacts(case: Case, channels: Sequence[str]) -> dict[str, Artifact]:
+    """Return where the images of a case among the channels are kept.
+
+    Raises:
+        InputError: The case has none of that name; the message names case and channel.
+    """
+    found: dict[str, Artifact] = {}
     for role in image_roles(channels):
         artifact = case.latest(role)
         if artifact is None or artifact.kind != artifacts.Kind.VOLUME:
@@ -163,7 +175,7 @@ def images_of(store: CaseStore, case: Case, channels: Sequence[str]) -> dict[str
                 value=role,
                 expected=f"an image for each of {', '.join(image_roles(channels))}",
             )
-        found[role] = artifacts.load(store.objects, artifact)
+        found[role] = artifact
     return found
 
 

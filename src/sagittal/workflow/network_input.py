@@ -13,6 +13,7 @@ from sagittal.core.errors import GeometryError, InputError
 from sagittal.segmentation.tissue import brain_mask
 from sagittal.volume import DisplacementField, Geometry, Volume, reorient, require_same_space, resample
 from sagittal.workflow.artifacts import SourceFiles
+from sagittal.workflow.map_files import file_fields
 
 __all__ = [
     "GEOMETRIC",
@@ -77,8 +78,6 @@ def wants_field(channels: Sequence[str]) -> bool:
 
 def field_of(files: SourceFiles) -> DisplacementField:
     """Return the map from the image to the atlas among the files of a registration."""
-    from sagittal.workflow.steps.registration import file_fields  # steps import this module
-
     return file_fields(files)[_MAP]
 
 

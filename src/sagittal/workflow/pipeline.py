@@ -22,6 +22,7 @@ from sagittal.workflow.steps import (
     ReadRecord,
     ReconstructCT,
     RegisterToAtlas,
+    SegmentByNetwork,
     SegmentTissue,
     SimulateCTScan,
     SimulateDeformation,
@@ -104,10 +105,21 @@ def _read_ct(sources: Sources) -> ReadImage:
     return ReadImage(role="ct", title="CT slice", note=sources.ct_note, unit="HU")
 
 
+def _tissue_network() -> SegmentByNetwork:
+    """Return the step of the network that comes with the package, beside the method that needs none."""
+    network = assets.asset("brain-tissue-t1")
+    return SegmentByNetwork(model=network.name, sha256=network.sha256, channels=("t1",), beside="tissue")
+
+
 STAGES: Mapping[str, Stage] = {
     "tissue": Stage(
         takes="t1",
         steps=lambda sources, _: [_read_t1(sources), SegmentTissue()],
+    ),
+    "tissue-network": Stage(
+        takes="t1",
+        steps=lambda sources, _: [_read_t1(sources), SegmentTissue(), _tissue_network()],
+        usual=False,
     ),
     "atlas": Stage(
         takes="t1",

@@ -11,7 +11,8 @@ from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, silent
 from sagittal.segmentation import calibration_error, quantity
 from sagittal.segmentation.inference import predict_logits, probabilities_of
-from sagittal.volume.metrics import compare
+from sagittal.volume import Volume
+from sagittal.volume.metrics import compare_labels
 from sagittal.workflow.labelled import field_for, labelled_cases
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.segment_judgement import (
@@ -55,7 +56,8 @@ def evaluate_on_store(
     config = found.config
     known = [tuple(pair) for pair in (*found.subjects, *found.facts.get("held_out", ()))]
     ids, hashes = {one for one, _ in known}, {digest for _, digest in known}
-    cases, left_out = [], []
+    cases: list[dict[str, Any]] = []
+    left_out: list[str] = []
     rows = []
     for one in labelled_cases(runner.store, config.labels):
         if one.id in ids:
@@ -73,14 +75,15 @@ def evaluate_on_store(
         truth, answer = np.where(counted, image.labels, 0), np.where(counted, named(shares), 0)
         size = seen.geometry.voxel_volume_ml
         scores: dict[str, Any] = {}
-        for number, name in enumerate(config.labels, 1):
-            score = compare(answer == number, truth == number, seen.geometry)
-            amount = quantity(shares[counted][:, number - 1], size=size, unit="ml", level=_LEVEL)
+        values = {name: number for number, name in enumerate(config.labels, 1)}
+        drawn, reference = (Volume(array.astype(np.uint8), seen.geometry) for array in (answer, truth))
+        for name, score in compare_labels(drawn, reference, values).items():
+            amount = quantity(shares[counted][:, values[name] - 1], size=size, unit="ml", level=_LEVEL)
             scores[name] = {
                 "dice": score.dice,
                 "jaccard": score.jaccard,
-                "hd95_mm": _finite(score.hd95_mm),
-                "assd_mm": _finite(score.assd_mm),
+                "hd95_mm": score.hd95_mm,
+                "assd_mm": score.assd_mm,
                 "surface_dice": score.surface_dice,
                 "volume_ml": amount.value,
                 "volume_interval_ml": [amount.low, amount.high],
@@ -118,7 +121,3 @@ def evaluate_on_store(
     if result["dice_interval"] is None:
         result["for_an_interval"] = f"{FEWEST_FOR_INTERVAL} cases are needed; there are {len(cases)}"
     return result
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

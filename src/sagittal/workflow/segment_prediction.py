@@ -10,7 +10,7 @@ from sagittal.core.files import sha256_file, storage_errors
 from sagittal.segmentation import SegmentationModel, model_from_bytes
 from sagittal.segmentation.inference import fast_precision
 from sagittal.workflow import artifacts
-from sagittal.workflow.labelled import field_for
+from sagittal.workflow.labelled import field_for, image_artifacts
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.segment_training import MODEL
 from sagittal.workflow.steps.registration import RegisterToAtlas
@@ -43,6 +43,7 @@ def predict_case(
     found = read_model(path)
     channels = found.config.channels
     case = runner.store.case(case_id)
+    image_artifacts(case, channels)
     field_for(runner, case, channels, atlas)
     with storage_errors(path):
         digest = sha256_file(path)

@@ -99,7 +99,7 @@ def _fill(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[st
 
 def _atlas_files(store: CaseStore, case: Case, folder: Path, report: Report) -> dict[str, Path]:
     """Write what a registration to an atlas found, unless it failed its own checks."""
-    from sagittal.workflow.steps.registration import file_fields
+    from sagittal.workflow.map_files import file_fields
 
     said = _value(store, case, "atlas-registration")
     if said is None or said["problems"]:

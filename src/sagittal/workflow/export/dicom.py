@@ -20,7 +20,7 @@ from sagittal.workflow._dicom_json import quiet
 from sagittal.workflow.export.dicom_reg import write_registrations
 from sagittal.workflow.export.dicom_seg import write_segmentations
 from sagittal.workflow.export.dicom_sr import write_report
-from sagittal.workflow.steps.registration import file_fields
+from sagittal.workflow.map_files import file_fields
 
 __all__ = ["IMAGES", "DicomObjects", "received_instances", "write_dicom"]
 

@@ -19,6 +19,7 @@ from sagittal.workflow.export.pictures import (
     change_pictures,
     class_colour,
     ct_plane,
+    disagreement_pictures,
     low_dose_pictures,
     orthogonal_planes,
     tissue_planes,
@@ -29,7 +30,7 @@ __all__ = ["SHOWN", "write_page"]
 SHOWN = (
     *("t1", "tissue", "ct", "ct-classes", "ct-scanned", "ct-fbp", "ct-low-dose", "ct-low-dose-classes"),
     *("atlas-volume-change", "atlas-labels", "simulated-atlas-volume-change", "simulated-atlas-labels"),
-    *("t1-deformed", "t1-deformed-volume-change"),
+    *("t1-deformed", "t1-deformed-volume-change", "segmentation"),
 )
 """Roles of the volumes that the page has pictures of."""
 
@@ -74,6 +75,7 @@ def write_page(
         sides=orthogonal_planes(t1, tissue) if t1 is not None and tissue is not None else {},
         ct=ct_plane(ct, materials) if ct is not None and materials is not None else None,
         low_dose=_low_dose(case, volumes),
+        twice=_twice(case, volumes),
         atlases=[_against_atlas(said, volumes, prefix) for prefix, said in registrations.items()],
         bars=_bars(case) if both else [],
         cautions=[f.content for f in case.standing("image.source") if f.content.caution],
@@ -114,6 +116,40 @@ def _low_dose(case: Case, volumes: Mapping[str, Volume | None]) -> dict[str, Any
         ],
         "held": said.get("ct-low-dose", {}).get("held") or {},
         "scan": scans[-1].content.details if scans else None,
+        "width": pictures.width,
+        "height": pictures.height,
+    }
+
+
+def _twice(case: Case, volumes: Mapping[str, Volume | None]) -> dict[str, Any] | None:
+    """Return two segmentations of the same brain and where they disagree, or None without a comparison."""
+    t1, tissue, learned = (volumes[role] for role in ("t1", "tissue", "segmentation"))
+    compared = case.standing("segmentation.disagreement")
+    if t1 is None or tissue is None or learned is None or not compared:
+        return None
+    pictures = disagreement_pictures(t1, tissue, learned)
+    captions = {
+        "image": ("T1 image", "the slice in which they differ most"),
+        "one": ("By the hidden Markov random field", "learned from nobody"),
+        "other": ("By the network", "learned from labelled subjects"),
+        "disagreement": ("Where they disagree", "the stronger, the more probability would have to move"),
+    }
+    amounts = {
+        (f.content.code, f.content.details.get("tissue") or f.content.details.get("class")): f
+        for code in ("tissue.volume", "segmentation.volume")
+        for f in case.standing(code)
+    }
+    return {
+        "panels": [
+            {"image": pictures.images[name], "title": title, "said": words}
+            for name, (title, words) in captions.items()
+        ],
+        "rows": [
+            (name, amounts[("tissue.volume", key)], amounts[("segmentation.volume", key)])
+            for key, name in _TISSUE.items()
+            if ("tissue.volume", key) in amounts and ("segmentation.volume", key) in amounts
+        ],
+        "said": compared[-1].content,
         "width": pictures.width,
         "height": pictures.height,
     }

@@ -23,6 +23,7 @@ __all__ = [
     "change_pictures",
     "class_colour",
     "ct_plane",
+    "disagreement_pictures",
     "low_dose_pictures",
     "orthogonal_planes",
     "slice_png",
@@ -219,6 +220,58 @@ def change_pictures(
         images=images,
         most=most,
         strongest=strongest,
+        width=round(base.shape[0] * spacing[0]),
+        height=round(base.shape[1] * spacing[1]),
+    )
+
+
+def disagreement_pictures(image: Volume, one: Volume, other: Volume) -> SlicePictures:
+    """Return the axial slice in which two segmentations differ most, both of them, and where they differ.
+
+    The patient's right is on the left of the pictures, anterior is up. How far they differ in a voxel is the
+    share of probability that would have to move from class to class to make them alike, from 0 to 1.
+
+    Args:
+        image: What was segmented.
+        one: A segmentation with probabilities on the image's grid.
+        other: Another, of the same classes.
+
+    Returns:
+        Pictures ``"image"``, ``"one"``, ``"other"`` and ``"disagreement"``.
+
+    Raises:
+        GeometryError: A volume of another grid.
+        InputError: Other classes, or no probabilities.
+    """
+    for volume in (one, other):
+        require_same_space(volume, image)
+    shown, first, second = (reorient(volume, "LPS") for volume in (image, one, other))
+    if first.probabilities is None or second.probabilities is None or first.classes != second.classes:
+        raise InputError(
+            "the segmentations cannot be compared",
+            value=", ".join(other.classes),
+            expected=f"probabilities of {', '.join(one.classes)}",
+        )
+    apart = np.abs(first.probabilities.astype(np.float32) - second.probabilities).sum(axis=-1) / 2
+    box = _box((first.array > 0) | (second.array > 0))
+    inner = range(box[2].start, box[2].stop)
+    cut = (*box[:2], inner[int(np.argmax([float(apart[..., k].sum()) for k in inner]))])
+    low, high = _window(shown.array)
+    grey = np.clip((shown.array[cut].astype(np.float64) - low) / max(high - low, 1e-9), 0, 1)
+    base = (grey * 255).round().astype(np.uint8)
+    images = {"image": _grey(grey)}
+    for name, volume in (("one", first), ("other", second)):
+        assert volume.probabilities is not None, "checked above"
+        colours = _class_colours(volume.probabilities[cut].astype(np.float64), volume.classes)
+        images[name] = _layered(base, colours)
+    marks = np.empty((*base.shape, 4), dtype=np.uint8)
+    marks[..., :3] = _DOUBT
+    marks[..., 3] = (235 * np.clip(apart[cut], 0, 1)).round()
+    images["disagreement"] = _layered(base, marks)
+    spacing = shown.geometry.spacing
+    return SlicePictures(
+        images=images,
+        most=float(apart[cut].max()),
         width=round(base.shape[0] * spacing[0]),
         height=round(base.shape[1] * spacing[1]),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +20,17 @@ from sagittal.volume import (
     DisplacementField,
     Geometry,
     Volume,
-    read_field,
     read_volume,
     require_same_space,
-    write_field,
 )
-from sagittal.workflow.artifacts import Kind, SourceFiles
+from sagittal.workflow.artifacts import Kind
+from sagittal.workflow.map_files import file_fields, map_files
 from sagittal.workflow.step import Context, Result, Step
 
 if TYPE_CHECKING:
     from sagittal.registration import Registration
 
-__all__ = ["DEFAULT_ATLAS", "RegisterToAtlas", "file_fields", "image_hash", "map_files", "to_atlas"]
+__all__ = ["DEFAULT_ATLAS", "RegisterToAtlas", "image_hash", "to_atlas"]
 
 DEFAULT_ATLAS = "mni152-t1"
 _TEMPLATE_MAPS = {"gm": "mni152-gm", "wm": "mni152-wm"}
@@ -339,26 +337,6 @@ def to_atlas(atlas: str = DEFAULT_ATLAS, labels: str = "") -> RegisterToAtlas:
 def image_hash(image: Volume) -> str:
     """Return the sha256 of voxels and grid: a file gives it with and without what says its unit."""
     return hash_json({"array": hash_array(image.array), "geometry": image.geometry.to_json()})
-
-
-def map_files(fields: Mapping[str, DisplacementField]) -> SourceFiles:
-    """Return displacement fields as NIfTI files by their names; unpacked, so that equal ones are equal."""
-    files = []
-    with tempfile.TemporaryDirectory(prefix="sagittal-") as folder:
-        for name, moved in fields.items():
-            files.append((name, write_field(moved, Path(folder) / name).read_bytes()))
-    return SourceFiles(tuple(files))
-
-
-def file_fields(source: SourceFiles) -> dict[str, DisplacementField]:
-    """Return the fields that :func:`map_files` wrote, by the names of their files."""
-    found = {}
-    with tempfile.TemporaryDirectory(prefix="sagittal-") as folder:
-        for name, content in source.files:
-            path = Path(folder) / Path(name).name
-            path.write_bytes(content)
-            found[name] = read_field(path)
-    return found
 
 
 def _coarse(volume: Volume, spacing_mm: float) -> Volume:

@@ -47,8 +47,8 @@ class SegmentByNetwork(Step):
     name: ClassVar[str] = "segment-by-network"
     version: ClassVar[str] = "1"
     doubt: ClassVar[str] = (
-        "starts it: calibrated probabilities of each label in each voxel, volumes with an interval; where the "
-        "image or the registration is unsure, that is not in them"
+        "starts it: calibrated probabilities of each label in each voxel, volumes with an interval; where "
+        "the image or the registration is unsure, that is not in them"
     )
     packages: ClassVar[tuple[str, ...]] = ("torch", "scipy")
 
@@ -143,8 +143,8 @@ class SegmentByNetwork(Step):
         return FindingDraft(
             code="segmentation.disagreement",
             subject=f"voxels that the network and {self.beside} call differently",
-            statement=f"The network and the segmentation {self.beside} call {100 * share:.0f} % of the brain's "
-            "voxels differently.",
+            statement=f"The network and the segmentation {self.beside} call {100 * share:.0f} % of the "
+            "brain's voxels differently.",
             caution="Which of the two is right there is not known.",
             details={"share": round(share, 6), "beside": self.beside},
         )

@@ -13,8 +13,9 @@ from sagittal.case.record import FindingDraft
 from sagittal.core.randomness import generator
 from sagittal.volume import DisplacementField, Geometry, Volume
 from sagittal.workflow.artifacts import Kind
+from sagittal.workflow.map_files import map_files
 from sagittal.workflow.step import Context, Result, Step
-from sagittal.workflow.steps.registration import image_hash, map_files
+from sagittal.workflow.steps.registration import image_hash
 
 __all__ = ["SimulateDeformation"]
 

@@ -1,0 +1,258 @@
+"""Networks are trained, used and judged on the cases of a store, or it is said why not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from labelled_store import GRID, LABELS, add_case, annotate, labelled_store, subject
+from sagittal.case.store import CaseStore
+from sagittal.segmentation import model_from_bytes
+from sagittal.volume import Geometry, Volume, write_nifti
+from sagittal.workbench.cli import app
+from sagittal.workflow import artifacts
+from sagittal.workflow.models import ModelShelf
+from sagittal.workflow.replay import replay
+from sagittal.workflow.runner import Runner
+from sagittal.workflow.steps import SegmentTissue
+
+pytest.importorskip("torch")
+pytest.importorskip("nibabel")
+SMALL = ("--width", 4, "--depth", 1, "--steps", 40, "--batch", 2)
+
+
+def call(*given: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, [str(one) for one in given])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def result(*given: object) -> dict[str, Any]:
+    code, out, error = call(*given, "--json")
+    assert code == 0, error
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def refused(*given: object) -> str:
+    code, _, error = call(*given)
+    assert code == 2, error
+    return " ".join(error.split())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with a store of five labelled cases, and a model trained on four of them."""
+    folder = tmp_path_factory.mktemp("trained")
+    labelled_store(folder, 5)[0].close()
+    said = result("segment", "train", "--out", folder / "model", "--cases", folder / "store", *SMALL)
+    return folder, said
+
+
+def store_with(folder: Path, count: int) -> Path:
+    labelled_store(folder, count)[0].close()
+    return folder / "store"
+
+
+def another(folder: Path, seed: int, image: Volume | None = None) -> str:
+    with CaseStore(folder / "store") as store:
+        return add_case(store, folder / "files", image or subject(seed)[0], f"s{seed}")
+
+
+# What is trained
+
+
+def test_a_training_writes_a_model_and_how_good_it_is(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, said = trained
+    model = model_from_bytes((folder / "model" / "model.safetensors").read_bytes())
+    assert (model.config.channels, model.config.labels, model.steps) == (("t1",), LABELS, 40)
+    assert said["subjects"] == [name for name, _ in model.subjects]
+    held = [one["subject"] for one in said["held_out"]["subjects"]]
+    assert len(said["subjects"]) == 4
+    assert len(held) == 1
+    assert not set(held) & set(said["subjects"])
+    assert said["held_out"]["dice_mean"] > 0.8
+    assert "6 held-out subjects are needed" in said["held_out"]["for_an_interval"]
+    kept = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
+    assert len(kept["losses"]) == 40
+    assert kept["losses"][-1] < kept["losses"][0]
+    assert sorted(path.name for path in (folder / "model").iterdir()) == [
+        "model.safetensors",
+        "training.json",
+    ]
+
+
+def test_a_model_segments_a_case_it_has_not_seen(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = trained
+    case_id = another(folder, 20)
+    said = result("segment", "predict", folder / "model", "--case", case_id, "--cases", folder / "store")
+    with CaseStore(folder / "store") as store:
+        case = store.case(case_id)
+        found = artifacts.load(store.objects, case.latest("segmentation"))
+        _, labels = subject(20)
+        assert np.mean(found.array == labels.array) > 0.95
+        assert not [one for one in replay(store, case_id, shelf=ModelShelf(offline=True)) if one.differences]
+    volumes = [one for one in said["findings"] if one["code"] == "segmentation.volume"]
+    assert [one["details"]["class"] for one in volumes] == list(LABELS)
+    for number, one in enumerate(volumes, 1):
+        truth = GRID.voxel_volume_ml * np.count_nonzero(labels.array == number)
+        assert one["measurement"]["value"] == pytest.approx(truth, rel=0.25)
+
+
+def test_it_says_where_it_disagrees_with_the_method_that_needs_no_training(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = trained
+    case_id = another(folder, 21)
+    with CaseStore(folder / "store") as store:
+        Runner(store=store, shelf=ModelShelf(offline=True)).run(case_id, SegmentTissue())
+    said = result("segment", "predict", folder / "model", "--case", case_id, "--cases", folder / "store")
+    (one,) = (one for one in said["findings"] if one["code"] == "segmentation.disagreement")
+    with CaseStore(folder / "store") as store:
+        case = store.case(case_id)
+        mine, other = (artifacts.load(store.objects, case.latest(r)) for r in ("segmentation", "tissue"))
+    apart = (mine.array != other.array)[(mine.array > 0) | (other.array > 0)].mean()
+    assert one["details"]["share"] == pytest.approx(apart, abs=1e-6)
+
+
+def test_a_model_is_judged_on_cases_it_has_not_seen(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, said = trained
+    added = []
+    for seed in (30, 31):
+        added.append(another(folder, seed))
+        with CaseStore(folder / "store") as store:
+            annotate(store, folder / "files", added[-1], subject(seed)[1])
+    out = folder / "out.json"
+    code, text, error = call(
+        "segment", "evaluate", folder / "model", "--cases", folder / "store", "--json", out
+    )
+    assert code == 0, error
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert {one["case"] for one in found["cases"]} == set(added)
+    trained_or_held = [*said["subjects"], *(one["subject"] for one in said["held_out"]["subjects"])]
+    assert sorted(found["left_out"]) == sorted(trained_or_held)
+    means = [np.mean([s["dice"] for s in one["labels"].values()]) for one in found["cases"]]
+    assert means == sorted(means), "the worst first"
+    assert found["volume_intervals"] == 6
+    assert 0 <= found["ece"]["equal_width"] < 0.2
+    assert all(case_id in text for case_id in added)
+
+
+def test_killed_and_called_again_a_training_ends_with_the_same_bits(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 4)
+    options = ["--cases", store, "--width", 4, "--depth", 1, "--steps", 150, "--batch", 2]
+
+    def command(out: str) -> Sequence[str]:
+        given = ["segment", "train", "--out", tmp_path / out, *options, "--json"]
+        start = "import sys; from sagittal.workbench.cli import main; sys.argv[0] = 'sagittal'; main()"
+        return [sys.executable, "-c", start, *(str(one) for one in given)]
+
+    running = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "training.safetensors"
+    deadline = time.monotonic() + 120
+    while not state.is_file() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert state.is_file()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    again = subprocess.run(command("killed"), capture_output=True, text=True, check=True)
+    assert json.loads(again.stdout.splitlines()[-1])["resumed_at"] >= 50
+    subprocess.run(command("whole"), capture_output=True, text=True, check=True)
+    killed, whole = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole"))
+    assert killed == whole
+    assert not state.exists()
+
+
+# What is refused
+
+
+def test_too_few_labelled_subjects(tmp_path: Path) -> None:
+    said = refused("segment", "train", "--out", tmp_path / "m", "--cases", store_with(tmp_path, 2), *SMALL)
+    assert "too few labelled subjects; got 2 with labels csf, gm, wm" in said
+    assert "expected 3 or more to train; for an interval of how good the model is, 6 held out" in said
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_labelled_subject_under_two_ids(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 3)
+    twin = another(tmp_path, 0)
+    with CaseStore(store) as opened:
+        annotate(opened, tmp_path / "files", twin, subject(0)[1])
+    said = refused("segment", "train", "--out", tmp_path / "m", "--cases", store, *SMALL)
+    assert "one labelled subject is in the store under two ids" in said
+    assert twin in said
+    assert "the same image" in said
+
+
+def test_labels_that_do_not_fit(tmp_path: Path) -> None:
+    store_with(tmp_path, 1)
+    case_id = another(tmp_path, 9)
+    labels = subject(9)[1]
+    other = Geometry.from_spacing(labels.shape, (7.0, 7.0, 7.0), origin=(3.0, 0.0, 0.0))
+    write_nifti(Volume(labels.array, other), tmp_path / "grid.nii.gz")
+    write_nifti(labels.with_array(np.where(labels.array == 3, 7, labels.array)), tmp_path / "value.nii.gz")
+    common = ("--case", case_id, "--minutes", 5, "--who", "Ada", "--store", tmp_path / "store")
+    assert "grid.nii.gz" in refused("annotate", "import", tmp_path / "grid.nii.gz", *common)
+    said = refused("annotate", "import", tmp_path / "value.nii.gz", *common)
+    assert "value.nii.gz" in said
+    assert "7" in said
+    with CaseStore(tmp_path / "store") as store:
+        assert store.case(case_id).latest("annotation") is None
+
+
+def test_a_channel_that_a_case_lacks(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    store = store_with(tmp_path, 3)
+    said = refused(
+        *("segment", "train", "--out", tmp_path / "m", "--cases", store, "--channels", "t1,flair", *SMALL)
+    )
+    assert "a channel of the case is missing; got flair; expected an image for each of t1, flair" in said
+    folder, _ = trained
+    with CaseStore(folder / "store") as opened:
+        bare = opened.create_case("no image")
+    said = refused("segment", "predict", folder / "model", "--case", bare, "--cases", folder / "store")
+    assert f"case {bare}: a channel of the case is missing; got t1" in said
+
+
+def test_a_folder_that_holds_something_else(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = trained
+    train = ("segment", "train", "--cases", folder / "store", *SMALL)
+    assert "the folder holds a model already" in refused(*train, "--out", folder / "model")
+    broken = tmp_path / "model.safetensors"
+    broken.write_bytes((folder / "model" / "model.safetensors").read_bytes()[:-100])
+    case_id = another(folder, 22)
+    predict = ("--case", case_id, "--cases", folder / "store")
+    assert "model.safetensors" in refused("segment", "predict", broken, *predict)
+    broken.write_bytes(b"not a model")
+    said = refused("segment", "predict", tmp_path, *predict)
+    assert "expected a segmentation model that sagittal segment train has written" in said
+    assert "there is no model" in refused("segment", "predict", tmp_path / "nowhere", *predict)
+
+
+def test_a_mirrored_image_is_warned_of(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = trained
+    image, _ = subject(23)
+    affine = image.geometry.affine.copy()
+    affine[0] *= -1
+    mirrored = Volume(image.array, Geometry(image.shape, affine), unit=image.unit)
+    case_id = another(folder, 23, mirrored)
+    said = result("segment", "predict", folder / "model", "--case", case_id, "--cases", folder / "store")
+    cautions = " ".join(one["caution"] for one in said["findings"])
+    assert "axes are mirrored against those of every image of training (LAS here, RAS there)" in cautions
+
+
+def test_a_model_whose_cases_were_all_seen_cannot_be_judged(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 3)
+    result("segment", "train", "--out", tmp_path / "m", "--cases", store, *SMALL[:-4], "--steps", 2)
+    said = refused("segment", "evaluate", tmp_path / "m", "--cases", store)
+    assert "no labelled case is left to judge on; got 3 with labels csf, gm, wm, all seen in training" in said
