@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,38 @@ def test_what_cannot_be_chosen_from_is_refused() -> None:
         Candidate(subject="a", descriptor=np.ones(2), minutes=0)
     with pytest.raises(InputError, match="not finite"):
         Candidate(subject="a", descriptor=np.ones(2), entropy=math.nan)
+
+
+def test_equals_share_a_rank_and_a_thousand_slices_are_ranked() -> None:
+    spreads = [0.3, 0.1, 0.3, 0.2]
+    some = [
+        Candidate(subject=str(n), descriptor=np.eye(4)[n], spread=spread) for n, spread in enumerate(spreads)
+    ]
+    reasons = [
+        pick.reason.partition("(")[2][:6]
+        for pick in select(some, Budget(number=4), method=Method.UNCERTAINTY).picks
+    ]
+    assert reasons == ["1 of 4", "1 of 4", "3 of 4", "4 of 4"]
+    rng = np.random.default_rng(0)
+    many = [Candidate(subject=str(n), descriptor=rng.random(9), spread=rng.random()) for n in range(1500)]
+    choice = select(many, Budget(number=40), method=Method.CORE_SET, labelled=rng.random((5, 9)))
+    radii = [pick.gain for pick in choice.picks]
+    assert radii == sorted(radii, reverse=True)
+
+
+def test_a_budget_of_minutes_is_spent_where_a_minute_covers_most() -> None:
+    """Two kinds of heads: one dear copy stands for 3 others, two cheap ones for 2 each, at equal minutes."""
+    looks, minutes = np.eye(3), {0: 30.0, 1: 15.0, 2: 15.0}
+    some = [
+        Candidate(subject=f"{kind} {copy}", descriptor=looks[kind], spread=0.3, minutes=minutes[kind])
+        for kind, copies in ((0, 4), (1, 3), (2, 3))
+        for copy in range(copies)
+    ]
+    for method in COVERING:
+        by_minute = select(some, Budget(minutes=30.0), method=method)
+        assert sorted(pick.candidate.subject[0] for pick in by_minute.picks) == ["1", "2"], method
+        by_number = select(some, Budget(number=1), method=Method.COVER)
+        assert by_number.picks[0].candidate.subject[0] == "0"
+    worth = [replace(some[0], spread=0.31), replace(some[4], spread=0.3)]  # 0.0103 and 0.02 a minute
+    assert select(worth, Budget(minutes=30), method=Method.UNCERTAINTY).picks[0].index == 1
+    assert select(worth, Budget(number=1), method=Method.UNCERTAINTY).picks[0].index == 0

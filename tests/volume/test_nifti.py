@@ -322,3 +322,17 @@ def test_without_nibabel(tmp_path: Path, volume: Volume, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "nibabel", None)
     with pytest.raises(MissingDependencyError, match=r"nibabel.*sagittal\[imaging\]"):
         read_nifti(plain(tmp_path / "a.nii"))
+
+
+def test_an_image_for_another_program_stands_alone(tmp_path: Path) -> None:
+    labels = Volume(
+        np.arange(24, dtype=np.uint8).reshape(2, 3, 4), Geometry.from_spacing((2, 3, 4), (1, 2, 3))
+    )
+    assert write_nifti(labels, tmp_path / "labels.nii.gz", sidecar=False) == [tmp_path / "labels.nii.gz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.nii.gz"]
+    back = read_nifti(tmp_path / "labels.nii.gz")
+    np.testing.assert_array_equal(back.array, labels.array)
+    assert back.array.dtype == np.uint8
+    assert back.geometry.is_aligned(labels.geometry)
+    with pytest.raises(InputError, match="not a NIfTI file name"):
+        write_nifti(labels, tmp_path / "labels.mha", sidecar=False)

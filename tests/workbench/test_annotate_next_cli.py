@@ -168,7 +168,7 @@ def test_what_a_person_began_with_is_never_overwritten(made: Path, folder: Path)
     assert ask(made, folder, *options)[0] == 0
     before = {path: path.read_bytes() for path in (folder / "files").iterdir()}
     code, found, _ = ask(made, folder, *options)
-    assert (code, "the file is there already" in found["error"]) == (2, True)
+    assert (code, "labels are there already" in found["error"]) == (2, True)
     assert {path: path.read_bytes() for path in (folder / "files").iterdir()} == before
 
 

@@ -21,7 +21,6 @@ from sagittal.workflow.annotation_queue import (
     Scan,
     annotation_queue,
     proposal_of,
-    uncertainty_of,
 )
 
 pytest.importorskip("scipy.ndimage")
@@ -134,6 +133,13 @@ def test_slices_that_are_annotated_are_not_asked_for_again() -> None:
     assert all(item.stop[2] == item.start[2] + 1 for item in found.items)
 
 
+def test_a_budget_so_large_that_doubt_no_longer_counts_says_so() -> None:
+    for number, said in ((1, False), (2, True)):
+        notes = queue(budget=Budget(number=number)).notes
+        assert any("holds all candidates" in note for note in notes) == said
+    assert not any("holds all" in note for note in queue(method=Method.COVER).notes)
+
+
 def test_what_is_labelled_is_known() -> None:
     twin = Pending(case="twin", subject="twin", load=CASES[1].load)
     alone, beside = (
@@ -167,11 +173,20 @@ def test_uncertainty_and_proposal_by_hand() -> None:
     labels, mean = proposal_of(said, np.array([True]))
     np.testing.assert_allclose(mean, [[0.45, 0.2]])
     np.testing.assert_array_equal(labels, [1])  # background has 0.35
-    np.testing.assert_allclose(uncertainty_of(said), [(0.15 + 0.2) / 2])
     assert proposal_of(said[1:], np.array([True]))[0] == [0]
     assert proposal_of(said, np.array([False]))[0] == [0]
-    rest = uncertainty_of(np.array([[[0.5, 0.0]]]))
-    np.testing.assert_allclose(rest, np.log(2) / np.log(3))
+    for networks, expected in ((said, (0.15 + 0.2) / 2), (np.array([[[0.5, 0.0]]]), np.log(2) / np.log(3))):
+        maps: dict[str, Any] = {}
+        answer = networks[:, :, None, None, :]
+        one = Scan(
+            channels=np.ones((1, *SHAPE), np.float32),
+            mask=np.ones(SHAPE, bool),
+            geometry=Geometry.from_spacing(SHAPE, SPACING),
+        )
+        spread_out = np.broadcast_to(answer, (len(answer), *SHAPE, 2))
+        pending = [Pending(case="one", subject="one", load=partial(replace, one))]
+        queue(cases=pending, predict=lambda scan, told=spread_out: told, keep=maps.__setitem__)
+        np.testing.assert_allclose(maps["one"], expected, rtol=1e-6)
 
 
 def test_a_queue_is_json() -> None:
@@ -186,16 +201,18 @@ def test_a_page_tells_the_sum_from_the_budget(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     from sagittal.workflow.export.queue_page import queue_pictures, write_queue_page
 
-    told = []
+    told: list[str] = []
+    maps: dict[str, Any] = {}
     for budget in (Budget(minutes=40), Budget(number=2), Budget(minutes=0.5)):
-        found = queue(budget=budget)
-        pictures = queue_pictures(found, CASES, predict)
+        found = queue(budget=budget, keep=maps.__setitem__)
+        pictures = queue_pictures(found, CASES, maps.__getitem__)
         path = write_queue_page(found, pictures, tmp_path / "queue.html", store="store", model="model")
         told.append(" ".join(re.sub(r"<[^>]+>", " ", path.read_text()).split()))
         if found.total is not None:
-            assert f"interval {found.total.low:.0f} to {found.total.high:.0f} minutes" in told[-1]
-    assert re.search(r"\d+ of 40 minutes for \d of 4 cases", told[0])
-    assert re.search(r"\d+ minutes for 2 of 4 cases", told[1])
+            ends = [f"{v:.1f}" if v < 9.95 else f"{v:.0f}" for v in (found.total.low, found.total.high)]
+            assert f"interval {ends[0]} to {ends[1]} minutes" in told[-1]
+    assert re.search(r" [\d.]+ of 40 minutes for \d of 4 cases", told[0])
+    assert re.search(r" [\d.]+ minutes for 2 of 4 cases", told[1])
     assert "Nothing of 4 candidates fits into the budget" in told[2]
 
 
@@ -208,9 +225,10 @@ def test_a_picture_is_of_the_slice_that_was_chosen_however_the_grid_lies() -> No
         geometry = Geometry(SHAPE, np.diag([1.0, 1.0, 3.0 * sign, 1.0]))
         turned = replace(scan(1, 0.5), geometry=geometry)
         pending = [Pending(case="one", subject="one", load=partial(replace, turned))]
-        done = queue(cases=pending, unit=Unit.SLICE, budget=Budget(number=20))
+        maps: dict[str, Any] = {}
+        done = queue(cases=pending, unit=Unit.SLICE, budget=Budget(number=20), keep=maps.__setitem__)
         item = next(item for item in done.items if item.start[2] == 5)
-        (picture,) = queue_pictures(replace(done, items=(item,)), pending, predict)
+        (picture,) = queue_pictures(replace(done, items=(item,)), pending, maps.__getitem__)
         assert picture.place == item.place(2) == f"axial, {place}"
         shown.append(picture.unsure)
     assert shown[0] == shown[1]
@@ -221,8 +239,9 @@ def test_the_page_shows_each_item_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     from sagittal.workflow.export.queue_page import queue_pictures, write_queue_page
 
-    found = queue(unit=Unit.SLICE, budget=Budget(number=3))
-    pictures = queue_pictures(found, CASES, predict)
+    maps: dict[str, Any] = {}
+    found = queue(unit=Unit.SLICE, budget=Budget(number=3), keep=maps.__setitem__)
+    pictures = queue_pictures(found, CASES, maps.__getitem__)
     files = {found.items[0].case: tmp_path / "one-labels.nii.gz"}
     path = write_queue_page(
         found, pictures, tmp_path / "queue.html", store="<store>", model="model", proposals=files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -140,12 +140,14 @@ class Choice:
         guarantee: Share of the best possible cover of the shortlist that this one surely reaches; ``None``
             for methods that cover nothing.
         candidates: Of how many it was chosen.
+        listed: How many of them were on the list of the most uncertain; all, for methods without one.
     """
 
     method: Method
     picks: tuple[Pick, ...]
     guarantee: float | None
     candidates: int
+    listed: int
 
     @property
     def minutes(self) -> float:
@@ -163,8 +165,9 @@ def select(
 ) -> Choice:
     """Choose what to annotate next.
 
-    With a budget in minutes, covering methods choose by cover gained per minute, the ranking ones by
-    uncertainty per minute, core-set and random in their own order; whatever no longer fits is passed over.
+    With a budget in minutes, covering methods choose by cover gained per minute (``UNCERTAINTY_COVER`` from
+    a shortlist by uncertainty, for twice the budget), the ranking ones by uncertainty per minute, core-set
+    and random in their own order; whatever no longer fits is passed over.
 
     Args:
         candidates: Units without labels, each once.
@@ -206,7 +209,8 @@ def _by_cover(method: Method) -> Callable[..., Choice]:
         else:
             costs = np.array([every[index].minutes for index in listed])
             found = cover_within(table, costs, float(budget.minutes or 0), covered=covered)
-        return _covering(method, every, [listed[c] for c in found.chosen], found, similarity, covered)
+        choice = _covering(method, every, [listed[c] for c in found.chosen], found, similarity, covered)
+        return replace(choice, listed=len(listed))
 
     return run
 
@@ -237,7 +241,13 @@ def _covering(
             parts.append("stands for itself alone: the others are nearer to what is chosen or labelled")
         reason = "; ".join(parts) or "all candidates are chosen"
         picks.append(Pick(index=index, candidate=every[index], gain=gain, reason=reason))
-    return Choice(method=method, picks=tuple(picks), guarantee=found.guarantee, candidates=len(every))
+    return Choice(
+        method=method,
+        picks=tuple(picks),
+        guarantee=found.guarantee,
+        candidates=len(every),
+        listed=len(every),
+    )
 
 
 def _by_rank(method: Method) -> Callable[..., Choice]:
@@ -256,7 +266,9 @@ def _by_rank(method: Method) -> Callable[..., Choice]:
             )
             for index in _affordable(order, every, budget)
         ]
-        return Choice(method=method, picks=tuple(picks), guarantee=None, candidates=len(every))
+        return Choice(
+            method=method, picks=tuple(picks), guarantee=None, candidates=len(every), listed=len(every)
+        )
 
     return run
 
@@ -276,7 +288,9 @@ def _core_set(every: list[Candidate], budget: Budget, looks: _Array, known: _Arr
         )
         gain = 0.0 if first else far[index]
         picks.append(Pick(index=index, candidate=every[index], gain=gain, reason=reason))
-    return Choice(method=Method.CORE_SET, picks=tuple(picks), guarantee=None, candidates=len(every))
+    return Choice(
+        method=Method.CORE_SET, picks=tuple(picks), guarantee=None, candidates=len(every), listed=len(every)
+    )
 
 
 def _random(every: list[Candidate], budget: Budget, looks: _Array, known: _Array, seed: int) -> Choice:
@@ -285,7 +299,7 @@ def _random(every: list[Candidate], budget: Budget, looks: _Array, known: _Array
         Pick(index=index, candidate=every[index], gain=0.0, reason="drawn by chance")
         for index in _affordable(order, every, budget)
     )
-    return Choice(method=Method.RANDOM, picks=picks, guarantee=None, candidates=len(every))
+    return Choice(method=Method.RANDOM, picks=picks, guarantee=None, candidates=len(every), listed=len(every))
 
 
 _METHODS: dict[Method, Callable[..., Choice]] = {
@@ -299,8 +313,14 @@ _METHODS: dict[Method, Callable[..., Choice]] = {
 
 
 def _shortlist(every: list[Candidate], budget: Budget) -> list[int]:
-    """Return the most uncertain candidates, for twice the budget; what alone exceeds it is left out."""
-    order = sorted(range(len(every)), key=lambda index: (-every[index].uncertainty, index))
+    """Return the most uncertain candidates, for twice the budget; what alone exceeds it is left out.
+
+    By uncertainty and not by uncertainty per minute, which would list what is short because it is well known;
+    of equals the shorter first.
+    """
+    order = sorted(
+        range(len(every)), key=lambda index: (-every[index].uncertainty, every[index].minutes, index)
+    )
     if budget.number is not None:
         return order[: SHORTLIST * budget.number]
     most = float(budget.minutes or 0)
@@ -324,8 +344,9 @@ def _affordable(order: Sequence[int], every: list[Candidate], budget: Budget) ->
 
 
 def _ranks(every: list[Candidate], values: Sequence[float] | None = None) -> list[int]:
-    told = [c.uncertainty for c in every] if values is None else values
-    return [1 + sum(other > value for other in told) for value in told]
+    told = np.array([c.uncertainty for c in every] if values is None else values)
+    found: list[int] = (1 + len(told) - np.searchsorted(np.sort(told), told, side="right")).tolist()
+    return found
 
 
 def _told(candidate: Candidate, rank: int, count: int, *, entropy: bool = False) -> str:
@@ -337,5 +358,5 @@ def _told(candidate: Candidate, rank: int, count: int, *, entropy: bool = False)
 
 
 def _distances(one: _Array, other: _Array) -> _Array:
-    found: _Array = np.linalg.norm(one[:, None] - other[None], axis=-1)
-    return found
+    # row by row: all differences at once would not fit into memory for thousands of slices
+    return np.stack([np.linalg.norm(other - row, axis=-1) for row in one])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,8 +62,8 @@ def next_(
     """Say what to annotate next, in how many minutes, and why."""
     from sagittal.annotation import Budget, Method, Unit
     from sagittal.case.location import open_store
-    from sagittal.workflow.annotation_networks import read_networks
-    from sagittal.workflow.annotation_proposals import UNKNOWN, write_proposals
+    from sagittal.workflow.annotation_networks import UncertaintyMaps, read_networks
+    from sagittal.workflow.annotation_proposals import UNKNOWN, require_new_folder, write_proposals
     from sagittal.workflow.annotation_store import store_queue
     from sagittal.workflow.models import ModelShelf
     from sagittal.workflow.network_input import wants_field
@@ -74,12 +75,27 @@ def next_(
     parts = Unit(_one_of(unit, list(Unit), "--unit"))
     how = Method(_one_of(method, list(Method), "--method"))
     networks = read_networks(model or [])
+    if proposals is not None:
+        require_new_folder(proposals)
     step = to_atlas(atlas)
     writes = proposals is not None or wants_field(networks.config.channels)
-    with open_store(cases, read_only=not writes) as store, status(quiet=as_json) as report:
+    with (
+        tempfile.TemporaryDirectory(prefix="sagittal-") as folder,
+        open_store(cases, read_only=not writes) as store,
+        status(quiet=as_json) as report,
+    ):
+        maps = UncertaintyMaps(Path(folder))
         runner = Runner(store=store, shelf=ModelShelf(), report=report)
         queue, pending = store_queue(
-            runner, networks, step, budget=budget, unit=parts, method=how, axis=axis, seed=seed
+            runner,
+            networks,
+            step,
+            budget=budget,
+            unit=parts,
+            method=how,
+            axis=axis,
+            seed=seed,
+            keep=None if page is None else maps.keep,
         )
         files = (
             {} if proposals is None else write_proposals(runner, networks, step, queue, pending, proposals)
@@ -87,7 +103,7 @@ def next_(
         if page is not None:
             from sagittal.workflow.export.queue_page import queue_pictures, write_queue_page
 
-            pictures = queue_pictures(queue, pending, networks, axis=axis, report=report)
+            pictures = queue_pictures(queue, pending, maps.of, axis=axis, report=report)
             shown = ", ".join(str(path) for path in model or [])
             write_queue_page(
                 queue, pictures, page, store=store.source, model=shown, axis=axis, proposals=files

@@ -18,7 +18,7 @@ from sagittal.segmentation import NetworkConfig, SegmentationModel, model_from_b
 from sagittal.workflow.annotation_queue import Scan
 from sagittal.workflow.segment_training import MODEL
 
-__all__ = ["Networks", "read_networks"]
+__all__ = ["Networks", "UncertaintyMaps", "read_networks"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,6 +49,26 @@ class Networks:
         """Return the probabilities of each network, shape (networks, i, j, k, labels)."""
         threads = _processors()
         return np.stack([predict(model, scan.channels, scan.mask, threads=threads) for model in self.models])
+
+
+class UncertaintyMaps:
+    """Uncertainty of cases, voxel by voxel, kept in a folder so that no network is asked twice.
+
+    Args:
+        folder: An empty folder; whoever made it removes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def keep(self, case: str, unsure: NDArray[np.float32]) -> None:
+        """Keep the map of a case."""
+        np.save(self._folder / f"{case}.npy", unsure, allow_pickle=False)
+
+    def of(self, case: str) -> NDArray[np.float32]:
+        """Return the map of a case that was kept."""
+        found: NDArray[np.float32] = np.load(self._folder / f"{case}.npy", allow_pickle=False)
+        return found
 
 
 def read_networks(paths: Sequence[Path]) -> Networks:

@@ -21,19 +21,23 @@ from sagittal.workflow.steps.annotation import ANNOTATION, NOT_LABELLED
 from sagittal.workflow.steps.proposal import ProposeLabels
 from sagittal.workflow.steps.registration import RegisterToAtlas
 
-__all__ = ["UNKNOWN", "write_proposals"]
+__all__ = ["UNKNOWN", "require_new_folder", "write_proposals"]
 
 UNKNOWN = 255
 """Value of voxels that nobody is asked to look at, in the files."""
 
+_LABELS = "-labels.nii.gz"
 
-def _files(queue: Queue, folder: Path) -> dict[str, Path]:
-    """Return the file of labels of each case; one that is there may hold a person's work, and is refused."""
-    found = {item.case: folder / f"{item.case}-labels.nii.gz" for item in queue.items}
-    for path in found.values():
-        if path.exists():
-            raise InputError("the file is there already", source=path, expected="another folder")
-    return found
+
+def require_new_folder(folder: Path) -> None:
+    """Refuse a folder with labels in it: they may be a person's work. Asked before any network is.
+
+    Raises:
+        InputError: There is such a file.
+    """
+    there = sorted(folder.glob(f"*{_LABELS}"))
+    if there:
+        raise InputError("labels are there already", source=there[0], expected="a new folder for each round")
 
 
 def write_proposals(
@@ -62,10 +66,11 @@ def write_proposals(
         The file of labels of each case.
 
     Raises:
-        InputError: A file of labels is there already.
+        InputError: Labels are there already.
         StorageError: The folder cannot be written.
     """
-    files = _files(queue, folder)
+    require_new_folder(folder)
+    files = {item.case: folder / f"{item.case}{_LABELS}" for item in queue.items}
     step = ProposeLabels(
         models=tuple(str(file) for file in networks.files),
         sha256=networks.sha256,

@@ -41,7 +41,6 @@ __all__ = [
     "annotation_queue",
     "proposal_of",
     "slice_place",
-    "uncertainty_of",
 ]
 
 _Array = NDArray[Any]
@@ -177,8 +176,8 @@ class Queue:
         allowed = "" if self.budget.minutes is None else f" of {self.budget.minutes:g}"
         total = self.total
         return (
-            f"{chosen}: {total.value:.0f}{allowed} minutes, "
-            f"{100 * total.level:.0f} % interval {total.low:.0f} to {total.high:.0f}"
+            f"{chosen}: {_short(total.value)}{allowed} minutes, "
+            f"{100 * total.level:.0f} % interval {_short(total.low)} to {_short(total.high)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -197,6 +196,30 @@ class _Part:
     effort: CaseEffort
 
 
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What the networks say of a case, voxel by voxel; 0 outside the mask."""
+
+    labels: _Array
+    mean: _Array
+    spread: _Array | None
+    entropy: _Array
+
+    @classmethod
+    def of(cls, said: _Array, mask: NDArray[np.bool_]) -> _Answer:
+        labels, mean = proposal_of(said, mask)
+        spread, entropy = np.zeros((2, *mask.shape))
+        entropy[mask] = predictive_entropy(_with_rest(mean[mask]))
+        if len(said) > 1:
+            spread[mask] = ensemble_spread(said[:, mask])
+        return cls(labels, mean, spread if len(said) > 1 else None, entropy)
+
+    @property
+    def unsure(self) -> _Array:
+        """The spread of an ensemble, the entropy of a single network."""
+        return self.entropy if self.spread is None else self.spread
+
+
 def annotation_queue(
     pending: Sequence[Pending],
     predict: Predict,
@@ -210,6 +233,7 @@ def annotation_queue(
     axis: int = 2,
     level: float = 0.9,
     seed: int = 0,
+    keep: Callable[[str, NDArray[np.float32]], None] | None = None,
     report: Report = silent,
 ) -> Queue:
     """Choose what to annotate next among the cases of a store.
@@ -227,6 +251,7 @@ def annotation_queue(
         axis: Slices lie across it.
         level: Of the intervals of minutes.
         seed: For a choice by chance.
+        keep: Given each case's id and the uncertainty of its voxels, 0 outside the mask: for pictures.
         report: Told what is being done.
 
     Raises:
@@ -244,11 +269,14 @@ def annotation_queue(
             continue
         said = predict(scan)
         networks = len(said)
+        answer = _Answer.of(said, scan.mask)
+        if keep is not None:
+            keep(case.case, answer.unsure.astype(np.float32))
         for region in regions(scan.mask, unit, axis=axis):
             if scan.done is not None and mean_within(scan.done[region.box], scan.mask[region.box]) >= _DONE:
                 known.append(_look(scan, region, unit, axis))
             else:
-                parts.append(_part(place, case, scan, said, region, unit, axis, classes, minutes, level))
+                parts.append(_part(place, case, scan, answer, region, unit, axis, classes, minutes, level))
     if not parts:
         raise InputError(
             "nothing is left to annotate",
@@ -281,31 +309,29 @@ def annotation_queue(
         networks=networks,
         minutes_basis=minutes.basis,
         notes=(
-            *_notes(networks, minutes, budget, items, [part.candidate.minutes for part in parts]),
+            *_notes(networks, minutes, budget, choice, [part.candidate.minutes for part in parts]),
             *left_out,
         ),
     )
 
 
-def uncertainty_of(said: _Array) -> NDArray[np.float64]:
-    """Return the uncertainty of each voxel: the spread of an ensemble, the entropy of a single network.
-
-    Args:
-        said: Probabilities of each network, shape (networks, *spatial, labels).
-    """
-    return ensemble_spread(said) if len(said) > 1 else predictive_entropy(_with_rest(said[0]))
-
-
 def proposal_of(said: _Array, mask: NDArray[np.bool_]) -> tuple[_Array, _Array]:
     """Return labels (0 background, 1 the first) and the networks' mean probabilities, 0 outside the mask."""
-    mean = np.where(mask[..., None], said.mean(axis=0, dtype=np.float64), 0)
-    labels = np.where(mask, _with_rest(mean).argmax(axis=-1), 0)
-    return labels, np.clip(mean, 0, 1)
+    inside = said[:, mask].mean(axis=0, dtype=np.float64)
+    mean = np.zeros((*mask.shape, said.shape[-1]))
+    mean[mask] = np.clip(inside, 0, 1)
+    labels = np.zeros(mask.shape, np.intp)
+    labels[mask] = _with_rest(inside).argmax(axis=-1)
+    return labels, mean
 
 
 def slice_place(mm: float, axis: int) -> str:
     """Say where a slice across an axis of space lies, in words and mm."""
     return f"{_PLANES[axis]}, {_along(mm, axis)}"
+
+
+def _short(minutes: float) -> str:
+    return f"{minutes:.1f}" if minutes < 9.95 else f"{minutes:.0f}"
 
 
 def _along(mm: float, axis: int) -> str:
@@ -322,7 +348,7 @@ def _part(
     number: int,
     case: Pending,
     scan: Scan,
-    said: _Array,
+    answer: _Answer,
     region: UnitRegion,
     unit: Unit,
     axis: int,
@@ -330,16 +356,15 @@ def _part(
     minutes: MinutesModel,
     level: float,
 ) -> _Part:
-    here, mask = said[(slice(None), *region.box)], scan.mask[region.box]
-    labels, mean = proposal_of(here, mask)
-    effort = expected_effort(labels, mean, classes, scan.geometry.spacing, axis=axis)
+    box, mask = region.box, scan.mask[region.box]
+    effort = expected_effort(answer.labels[box], answer.mean[box], classes, scan.geometry.spacing, axis=axis)
     candidate = Candidate(
         subject=case.subject,
         unit=unit,
         place=(number, *_PLACE[unit](region.start, axis)),
         descriptor=_look(scan, region, unit, axis),
-        spread=mean_within(ensemble_spread(here), mask) if len(said) > 1 else None,
-        entropy=mean_within(predictive_entropy(_with_rest(mean)), mask),
+        spread=None if answer.spread is None else mean_within(answer.spread[box], mask),
+        entropy=mean_within(answer.entropy[box], mask),
         minutes=minutes.predict(effort, level=level).value,
     )
     ends = (np.array(region.start) + np.array(region.stop) - 1) / 2
@@ -380,7 +405,7 @@ def _notes(
     networks: int,
     minutes: MinutesModel,
     budget: Budget,
-    items: Sequence[QueueItem],
+    choice: Choice,
     costs: Sequence[float],
 ) -> Iterator[str]:
     if networks == 1:
@@ -389,7 +414,12 @@ def _notes(
             "nothing of what it is wrongly sure of; an ensemble would tell"
         )
     yield f"what the minutes rest on: {minutes.basis}"
-    if not items and budget.minutes is not None:
+    if choice.method is Method.UNCERTAINTY_COVER and 1 < choice.listed == choice.candidates:
+        yield (
+            "the list of the most uncertain, for twice the budget, holds all candidates: the choice among "
+            "them is by cover alone"
+        )
+    if not choice.picks and budget.minutes is not None:
         yield (
             f"nothing fits into {budget.minutes:g} minutes: the shortest is expected to take {min(costs):.3g}"
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sagittal.annotation import Budget, Method, Unit, fit_minutes
 from sagittal.case.record import Case
@@ -34,6 +37,7 @@ def store_queue(
     method: Method = Method.UNCERTAINTY_COVER,
     axis: int = 2,
     seed: int = 0,
+    keep: Callable[[str, NDArray[np.float32]], None] | None = None,
 ) -> tuple[Queue, list[Pending]]:
     """Choose what to annotate next among the cases of a store.
 
@@ -46,6 +50,7 @@ def store_queue(
         method: How the choice is made.
         axis: Slices lie across it: 0 sagittal, 1 coronal, 2 axial.
         seed: For a choice by chance.
+        keep: Given each case's id and the uncertainty of its voxels.
 
     Returns:
         The queue, and the cases that it was chosen from.
@@ -87,6 +92,7 @@ def store_queue(
         method=method,
         axis=axis,
         seed=seed,
+        keep=keep,
         report=runner.report,
     )
     return replace(queue, notes=(*queue.notes, *notes)), pending

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
 
 from sagittal import __version__
 from sagittal.annotation import Method, Unit
 from sagittal.core.files import write_text
 from sagittal.core.progress import Report, silent
 from sagittal.volume import Volume
-from sagittal.workflow.annotation_queue import (
-    Pending,
-    Predict,
-    Queue,
-    QueueItem,
-    Scan,
-    slice_place,
-    uncertainty_of,
-)
+from sagittal.workflow.annotation_queue import Pending, Queue, QueueItem, Scan, slice_place
 from sagittal.workflow.export.pictures import slice_png
 
 __all__ = ["QueuePicture", "queue_pictures", "write_queue_page"]
@@ -32,7 +26,7 @@ __all__ = ["QueuePicture", "queue_pictures", "write_queue_page"]
 _PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "S": "axial", "I": "axial"}
 _WORLD = {"sagittal": 0, "coronal": 1, "axial": 2}
 _HOW = {
-    Method.UNCERTAINTY_COVER: "of those that the networks are least sure of, those that stand for most",
+    Method.UNCERTAINTY_COVER: "of those the networks are least sure of, those that stand for most others",
     Method.UNCERTAINTY: "those that the networks disagree on most",
     Method.ENTROPY: "those whose probabilities are least decided",
     Method.COVER: "those that stand for most others",
@@ -60,14 +54,19 @@ class QueuePicture:
 
 
 def queue_pictures(
-    queue: Queue, pending: Sequence[Pending], predict: Predict, *, axis: int = 2, report: Report = silent
+    queue: Queue,
+    pending: Sequence[Pending],
+    uncertainty: Callable[[str], NDArray[Any]],
+    *,
+    axis: int = 2,
+    report: Report = silent,
 ) -> list[QueuePicture]:
     """Return a picture of each item of a queue: its slice, or the slice of it with the most uncertainty.
 
     Args:
         queue: The queue.
         pending: The cases that it was chosen from.
-        predict: What the networks say of an image.
+        uncertainty: Gives the uncertainty of a case's voxels that the queue kept, by the case's id.
         axis: Slices lie across it.
         report: Told what is being done.
     """
@@ -76,7 +75,7 @@ def queue_pictures(
     for name in dict.fromkeys(item.case for item in queue.items):
         report(f"picture of case {name}")
         scan = cases[name].load()
-        unsure = np.where(scan.mask, uncertainty_of(predict(scan)), 0)
+        unsure = uncertainty(name)
         for place, item in enumerate(queue.items):
             if item.case == name:
                 found[place] = _picture(scan, unsure, item, axis)
@@ -133,7 +132,7 @@ def write_queue_page(
     return write_text(path, page)
 
 
-def _picture(scan: Scan, unsure: np.ndarray, item: QueueItem, axis: int) -> QueuePicture:
+def _picture(scan: Scan, unsure: NDArray[Any], item: QueueItem, axis: int) -> QueuePicture:
     box = tuple(slice(a, b) for a, b in zip(item.start, item.stop, strict=True))
     sums = unsure[box].sum(axis=tuple(other for other in range(3) if other != axis))
     index = item.start[axis] + int(np.argmax(sums))
