@@ -107,3 +107,43 @@ def test_a_map_that_was_given_is_bettered_nearby() -> None:
     beside = wanted.copy()
     beside[:3, 3] += [8, -6, 5]
     assert missed(AffineSearch(moving, fixed).near(beside), wanted, SPACE) < 2
+
+
+def with_a_ball(volume: Volume, away: Any, value: float = 12.0, radius: float = 22) -> tuple[Volume, Volume]:
+    """An image with something bright in it, off its middle, and a mask that leaves it out."""
+    index = np.stack(np.meshgrid(*map(np.arange, volume.shape), indexing="ij"), -1)
+    ball = np.linalg.norm(volume.geometry.index_to_world(index) - away, axis=-1) < radius
+    mask = volume.with_array((~ball).astype(np.uint8))
+    return volume.with_array(np.where(ball, value, volume.array)), mask
+
+
+@pytest.mark.parametrize(("which", "multimodal"), [("moving", False), ("fixed", False), ("moving", True)])
+def test_what_a_mask_leaves_out_does_not_move_the_affine_map(which: str, multimodal: bool) -> None:
+    fixed = organ(SPACE)
+    moving, wanted = turned(fixed, (0, 0, 1), 15)
+    if which == "fixed":
+        fixed, mask = with_a_ball(fixed, [45, 30, 0])
+    else:
+        moving, mask = with_a_ball(moving, (wanted @ [45, 30, 0, 1])[:3])
+    pulled = missed(affine_registration(moving, fixed, multimodal=multimodal), wanted, SPACE)
+    masks: Any = {f"{which}_mask": mask}
+    held = missed(affine_registration(moving, fixed, multimodal=multimodal, **masks), wanted, SPACE)
+    assert held < 2
+    assert pulled > 3 * held
+
+
+def test_masks_leave_two_objects_of_two_images_out() -> None:
+    fixed = organ(SPACE)
+    moving, wanted = turned(fixed, (0, 0, 1), 15)
+    fixed, fixed_mask = with_a_ball(fixed, [45, 30, 0])
+    moving, moving_mask = with_a_ball(moving, (wanted @ [-40, -30, 20, 1])[:3])
+    found = affine_registration(moving, fixed, moving_mask=moving_mask, fixed_mask=fixed_mask)
+    assert missed(found, wanted, SPACE) < 2
+
+
+def test_a_mask_of_everything_leaves_the_affine_map_as_it_is() -> None:
+    fixed = organ(SPACE)
+    moving, _ = turned(fixed, (0, 0, 1), 15)
+    whole = fixed.with_array(np.ones(fixed.shape, np.uint8))
+    free, held = affine_registration(moving, fixed), affine_registration(moving, fixed, fixed_mask=whole)
+    assert missed(held, free, SPACE) < 0.05

@@ -185,6 +185,29 @@ def test_a_mask_keeps_a_lesion_from_pulling() -> None:
     assert apart[1] < 0.8 * apart[0]
 
 
+@pytest.mark.parametrize("which", ["moving", "fixed"])
+def test_a_bright_object_outside_the_mask_does_not_move_the_affine_map(which: str) -> None:
+    moving, fixed, wanted = known(GRID, 10)
+    images = {"moving": moving, "fixed": fixed}
+    index = np.stack(np.meshgrid(*map(np.arange, GRID.shape), indexing="ij"), -1)
+    away = np.linalg.norm(GRID.index_to_world(index) - [30, 25, 10], axis=-1)
+    bright = np.where(away < 12, 2000, images[which].array).astype(np.float32)
+    masks: Any = {f"{which}_mask": Volume((away >= 12).astype(np.uint8), GRID)}
+    images[which] = replace(images[which], array=bright)
+    pulled = register(**images, iterations=(0,))
+    held = register(**images, iterations=(20, 10), **masks)
+    assert np.median(errors(held.field, wanted, fixed)) < 1
+    assert np.median(errors(pulled.field, wanted, fixed)) > 3
+    assert held.problems == ()
+
+
+def test_an_image_that_is_constant_where_its_mask_counts_is_refused() -> None:
+    fixed = textured(GRID)
+    dark = fixed.with_array((fixed.array == 0).astype(np.uint8))
+    with pytest.raises(InputError, match="fixed image: the image is constant where its mask counts; got 0"):
+        register(fixed, fixed, fixed_mask=dark)
+
+
 def test_a_mask_of_everything_changes_little() -> None:
     moving, fixed, _ = known(GRID, 10)
     whole = Volume(np.ones(GRID.shape, np.uint8), GRID)

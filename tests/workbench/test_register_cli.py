@@ -79,37 +79,111 @@ def test_an_affine_map_alone_is_affine(images: Any, tmp_path: Path) -> None:
 
 def test_what_cannot_be_registered_is_refused(images: Any, tmp_path: Path) -> None:
     moving, fixed, _ = images
-    flat = tmp_path / "flat.nii.gz"
-    write_nifti(Volume(np.eye(9)[:, :, None], centred((9, 9, 1), (4, 4, 4), np.eye(3))), flat)
-    constant = tmp_path / "constant.nii.gz"
-    write_nifti(Volume(np.ones(GRID.shape), GRID), constant)
-    parts = tmp_path / "parts.nii.gz"
-    write_nifti(Volume(np.full(GRID.shape, 0.5), GRID), parts)
     out = tmp_path / "out"
     for given, said in (
-        ((flat, fixed), "dimensions"),
-        ((constant, fixed), "constant"),
-        ((moving, fixed, "--measure", "likeness"), "no such similarity"),
-        ((moving, fixed, "--method", "magic"), "no such method"),
-        ((moving, fixed, "--method", "affine", "--labels", parts), "whole numbers"),
-        ((tmp_path / "none.nii", fixed), "none.nii"),
+        (("--measure", "likeness"), "no such similarity"),
+        (("--method", "magic"), "no such method"),
     ):
-        result = sagittal(*given, "--out", out)
+        result = sagittal(moving, fixed, *given, "--out", out)
         assert result.exit_code == 2, result.output
         assert said in result.stderr
         assert not out.exists()
 
 
-def test_values_that_are_not_numbers_are_refused(images: Any, tmp_path: Path) -> None:
+def bad_files(folder: Path, moving: Path) -> None:
+    """Files that no registration can use, each wrong in a way of its own."""
     nibabel = pytest.importorskip("nibabel")
-    values = read_nifti(images[0]).array.astype(np.float32)
-    values[3, 4, 5] = np.nan
-    holed = tmp_path / "holed.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(values, GRID.affine), holed)
-    result = sagittal(holed, images[1], "--out", tmp_path / "out")
+    values = read_nifti(moving).array.astype(np.float32)
+    holed = values.copy()
+    holed[3, 4, 5] = np.nan
+    away = GRID.affine.copy()
+    away[:3, 3] += 900
+    ones = np.ones(GRID.shape, np.uint8)
+    for name, array, affine in (
+        ("holed", holed, GRID.affine),
+        ("no-voxels", values[:0], GRID.affine),
+        ("constant", np.full(GRID.shape, 7, np.float32), GRID.affine),
+        ("slice", values[:, :, 4:5], GRID.affine),
+        ("four", np.stack([values, values], -1), GRID.affine),
+        ("away", ones, away),
+        ("nothing", 0 * ones, GRID.affine),
+        ("flat", ones[:, :, :1], GRID.affine),
+        ("parts", np.full(GRID.shape, 0.5, np.float32), GRID.affine),
+    ):
+        nibabel.save(nibabel.Nifti1Image(array, affine), folder / f"{name}.nii.gz")
+    (folder / "empty.nii.gz").touch()
+    (folder / "text.nii.gz").write_text("not an image")
+    (folder / "cut.nii.gz").write_bytes(moving.read_bytes()[:-200])
+
+
+IMAGES_REFUSED = [
+    ("none", ["there is no such file"]),
+    ("empty", ["the file is empty", "0 bytes", "NIfTI"]),
+    ("text", ["the format is not supported", "not an image", "NIfTI"]),
+    ("cut", ["truncated", "a complete file"]),
+    ("no-voxels", ["the dimensions are impossible", "0, 28, 10", "positive"]),
+    ("holed", ["voxels are not finite", "1 of 8400", "nan at (3, 4, 5)"]),
+    ("constant", ["the image is constant", "7.0", "a contrast"]),
+    ("four", ["the image is not 3-D", "(30, 28, 10, 2)", "3 axes"]),
+]
+MASKS_REFUSED = [
+    ("none", ["there is no such file"]),
+    ("holed", ["voxels are not finite", "nan at (3, 4, 5)"]),
+    ("nothing", ["leaves nothing of the image", "0 voxels above 0", "1 or more"]),
+    ("away", ["leaves nothing of the image", "8400 voxels above 0", "origin=(", "1 or more"]),
+    ("flat", ["not as many dimensions as its image", "(30, 28, 1)", "(30, 28, 10)"]),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), IMAGES_REFUSED, ids=[name for name, _ in IMAGES_REFUSED])
+def test_an_image_that_is_refused_is_named(images: Any, tmp_path: Path, wrong: str, said: Any) -> None:
+    bad_files(tmp_path, images[0])
+    bad, out = tmp_path / f"{wrong}.nii.gz", tmp_path / "out"
+    for part, given in (("moving", (bad, images[1])), ("fixed", (images[0], bad))):
+        result = sagittal(*given, "--method", "affine", "--out", out)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith(f"sagittal: {part} image {bad}: ")
+        assert all(each in result.stderr for each in said), result.stderr
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(("wrong", "said"), MASKS_REFUSED, ids=[name for name, _ in MASKS_REFUSED])
+def test_a_mask_that_is_refused_is_named(images: Any, tmp_path: Path, wrong: str, said: Any) -> None:
+    bad_files(tmp_path, images[0])
+    bad, out = tmp_path / f"{wrong}.nii.gz", tmp_path / "out"
+    for part in ("moving", "fixed"):
+        result = sagittal(*images[:2], f"--{part}-mask", bad, "--method", "affine", "--out", out)
+        assert result.exit_code == 2, result.output
+        assert result.stderr.startswith(f"sagittal: {part} mask {bad}: ")
+        assert all(each in result.stderr for each in said), result.stderr
+        assert not out.exists()
+
+
+def test_images_that_do_not_fit_are_both_named(images: Any, tmp_path: Path) -> None:
+    bad_files(tmp_path, images[0])
+    bad = tmp_path / "slice.nii.gz"
+    result = sagittal(bad, images[1], "--out", tmp_path / "out")
     assert result.exit_code == 2, result.output
-    assert "finite" in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert f"fixed image {images[1]}, moving image {bad}: the images do not have as many" in result.stderr
+    assert "got (30, 28, 10) and (30, 28, 1); expected two slices, or two volumes" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("parts", ["labels are not whole numbers", "0.5"]),
+        ("away", ["the map leads nowhere into the image", "overlap"]),
+        ("holed", ["voxels are not finite"]),
+    ],
+)
+def test_labels_that_are_refused_are_named(images: Any, tmp_path: Path, wrong: str, said: Any) -> None:
+    bad_files(tmp_path, images[0])
+    bad, out = tmp_path / f"{wrong}.nii.gz", tmp_path / "out"
+    result = sagittal(*images[:2], "--labels", bad, "--method", "affine", "--out", out)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"sagittal: labels {bad}: ")
+    assert all(each in result.stderr for each in said), result.stderr
+    assert not out.exists()
 
 
 def test_whole_labels_may_be_stored_as_floats(images: Any, tmp_path: Path) -> None:

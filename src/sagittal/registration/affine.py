@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.optional import optional_import
-from sagittal.registration.levels import coarsened, normalised, on_grid
+from sagittal.registration.levels import coarsened, normalised, on_grid, weights
 from sagittal.registration.similarity import Similarity, correlation, mutual_information
 from sagittal.registration.turns import rotation, turns
 from sagittal.volume import Geometry, Volume
@@ -26,6 +26,8 @@ _APART = 0.8  # cosine of half the angle that lies between two of them at least:
 _CLEARLY = 0.8  # a turn is believed if it leaves so much of what is unlike,
 _CLEARLY_MORE = 1.1  # or gives so many times the mutual information
 _FEWEST = 50  # voxels that two images must share to be compared
+_LEAST_SHARE = 0.05  # of a coarse voxel that counts: with less, it is as the whole image has it
+_LEAST_SEEN = 0.25  # of what counts in the fixed image: with less, a turn is not judged
 
 _ALL = slice(0, 12)
 _SHIFT = slice(9, 12)
@@ -42,7 +44,14 @@ def centre_of_mass(image: NDArray[Any], geometry: Geometry) -> NDArray[np.float6
     return geometry.index_to_world(index)
 
 
-def affine_registration(moving: Volume, fixed: Volume, *, multimodal: bool = False) -> NDArray[np.float64]:
+def affine_registration(
+    moving: Volume,
+    fixed: Volume,
+    *,
+    multimodal: bool = False,
+    moving_mask: Volume | None = None,
+    fixed_mask: Volume | None = None,
+) -> NDArray[np.float64]:
     """Return the affine map from the space of ``fixed`` into that of ``moving`` that makes them most alike.
 
     It begins where the centres of mass fall together, however far apart the images lie, and first moves
@@ -55,33 +64,50 @@ def affine_registration(moving: Volume, fixed: Volume, *, multimodal: bool = Fal
         moving: The image that is to be brought to ``fixed``.
         fixed: The image that stays.
         multimodal: Compare by mutual information, for images of different kinds; else by correlation.
+        moving_mask: Where ``moving`` counts, 0 where it does not and 1 or more where it does; on any grid.
+        fixed_mask: The same for ``fixed``.
 
     Returns:
         (4, 4), RAS+ mm.
 
     Raises:
-        InputError: A constant image.
+        InputError: A constant image, or a mask that leaves nothing of its image.
         MissingDependencyError: scipy is not installed.
     """
-    return AffineSearch(moving, fixed, multimodal=multimodal).found()
+    masks = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
+    return AffineSearch(moving, fixed, multimodal=multimodal, **masks).found()
 
 
 class AffineSearch:
-    """Two images on the coarse grids where affine maps between them are looked for and judged."""
+    """Two images on the coarse grids where affine maps between them are looked for and judged.
 
-    def __init__(self, moving: Volume, fixed: Volume, *, multimodal: bool = False) -> None:
+    What a mask leaves out counts for nothing: neither for the range of intensities and the centre of mass,
+    nor for how alike the images are.
+    """
+
+    def __init__(
+        self,
+        moving: Volume,
+        fixed: Volume,
+        *,
+        multimodal: bool = False,
+        moving_mask: Volume | None = None,
+        fixed_mask: Volume | None = None,
+    ) -> None:
         measure = mutual_information if multimodal else correlation
-        images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
-        self.middle = centre_of_mass(images[0], fixed.geometry)
-        self.shift = centre_of_mass(images[1], moving.geometry) - self.middle
+        masks = weights(fixed_mask, fixed, "fixed mask"), weights(moving_mask, moving, "moving mask")
+        images = normalised(fixed, "fixed image", masks[0]), normalised(moving, "moving image", masks[1])
+        heavy = [image if mask is None else image * mask for image, mask in zip(images, masks, strict=True)]
+        self.middle = centre_of_mass(heavy[0], fixed.geometry)
+        self.shift = centre_of_mass(heavy[1], moving.geometry) - self.middle
         self.radius = max(fixed.geometry.extent) / 2
         self.geometry = fixed.geometry
         self.likeness = {}
         for count in (_FEW_VOXELS, *_VOXELS):
             width = 2 * self.radius / count
             pair = [
-                (on_grid(image, volume.geometry, grid), grid)
-                for image, volume in zip(images, (fixed, moving), strict=True)
+                _Seen(*_on_grid(image, mask, volume.geometry, grid), grid)
+                for image, mask, volume in zip(images, masks, (fixed, moving), strict=True)
                 for grid in [coarsened(volume.geometry, width)]
             ]
             self.likeness[count] = _Likeness(pair[0], pair[1], measure, self.middle, self.radius)
@@ -141,31 +167,57 @@ class AffineSearch:
         return min(tried, key=likeness.unlike)
 
 
+class _Seen(NamedTuple):
+    """An image on a grid, and how much its voxels count, None where all count."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.float32] | None
+    geometry: Geometry
+
+
+def _on_grid(
+    image: NDArray[np.float32], mask: NDArray[np.float32] | None, geometry: Geometry, grid: Geometry
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return an image and its mask on a coarse grid; what the mask leaves out is not mixed into the rest."""
+    plain = on_grid(image, geometry, grid)
+    if mask is None:
+        return plain, None
+    share = on_grid(mask, geometry, grid)
+    counted = on_grid(image * mask, geometry, grid) / np.maximum(share, _LEAST_SHARE)
+    return np.where(share > _LEAST_SHARE, counted, plain), share
+
+
 class _Likeness:
-    """How unlike two images are under an affine map, and the derivatives by its parameters."""
+    """How unlike two images are under an affine map, and the derivatives by its parameters.
+
+    The mask of the moving image moves with it; that it does is left out of the derivatives, as the border of
+    a mask is no structure to follow.
+    """
 
     def __init__(
         self,
-        fixed: tuple[NDArray[np.float32], Geometry],
-        moving: tuple[NDArray[np.float32], Geometry],
+        fixed: _Seen,
+        moving: _Seen,
         measure: Similarity,
         middle: NDArray[np.float64],
         radius: float,
     ) -> None:
         self.measure, self.middle, self.radius = measure, middle, radius
-        self.affine, self.moving_affine = fixed[1].affine, moving[1].affine
-        self.still = fixed[0]
-        self.home = np.zeros((3, *fixed[1].shape), dtype=np.float32)
-        self.layers = np.stack([moving[0], *gradient(moving[0], self.moving_affine)]).astype(np.float32)
-        index = np.stack(np.meshgrid(*map(np.arange, fixed[1].shape), indexing="ij"), axis=-1)
-        self.away = np.moveaxis(fixed[1].index_to_world(index) - middle, -1, 0) / radius
+        self.affine, self.moving_affine = fixed.geometry.affine, moving.geometry.affine
+        self.still, self.still_mask, self.mask = fixed.image, fixed.mask, moving.mask
+        self.home = np.zeros((3, *fixed.geometry.shape), dtype=np.float32)
+        slopes = gradient(moving.image, self.moving_affine)
+        self.layers = np.stack([moving.image, *slopes]).astype(np.float32)
+        index = np.stack(np.meshgrid(*map(np.arange, fixed.geometry.shape), indexing="ij"), axis=-1)
+        self.away = np.moveaxis(fixed.geometry.index_to_world(index) - middle, -1, 0) / radius
 
     def __call__(self, part: Parameters, others: Parameters, free: slice) -> tuple[float, Parameters]:
         parameters = others.copy()
         parameters[free] = part
         matrix = _matrix(parameters, self.middle, self.radius)
-        seen = sample(self.layers, places(self.home, matrix @ self.affine, self.moving_affine))
-        value, _, slope = self.measure(self.still, seen[0])
+        index = places(self.home, matrix @ self.affine, self.moving_affine)
+        seen = sample(self.layers, index)
+        value, _, slope = self.measure(self.still, seen[0], self.weight(index))
         force = (seen[1:] * slope).astype(np.float64)
         turned = [(force[a] * self.away[b]).sum() for a in range(3) for b in range(3)]
         return value, np.array([*turned, *(row.sum() for row in force)])[free]
@@ -173,8 +225,20 @@ class _Likeness:
     def unlike(self, parameters: Parameters) -> float:
         """Return what is minimised."""
         matrix = _matrix(parameters, self.middle, self.radius)
-        seen = sample(self.layers[:1], places(self.home, matrix @ self.affine, self.moving_affine))
-        return self.measure(self.still, seen[0])[0]
+        index = places(self.home, matrix @ self.affine, self.moving_affine)
+        weight = self.weight(index)
+        if weight is not None:
+            whole = weight.size if self.still_mask is None else float(self.still_mask.sum(dtype=np.float64))
+            if float(weight.sum(dtype=np.float64)) < _LEAST_SEEN * whole:
+                return np.inf
+        return self.measure(self.still, sample(self.layers[:1], index)[0], weight)[0]
+
+    def weight(self, index: NDArray[Any]) -> NDArray[np.float32] | None:
+        """Return how much the voxels of the fixed grid count, from both masks; None where all count."""
+        if self.mask is None:
+            return self.still_mask
+        moved: NDArray[np.float32] = sample(self.mask[None], index)[0]
+        return moved if self.still_mask is None else moved * self.still_mask
 
     def descended(self, start: Parameters, free: slice, most: int) -> Parameters:
         """Return the parameters after at most so many steps in those that are free."""
@@ -187,7 +251,9 @@ class _Likeness:
 
     def information(self, matrix: NDArray[np.float64]) -> float:
         index = places(self.home, matrix @ self.affine, self.moving_affine)
-        there = inside(index, self.layers.shape[1:])
+        there, weight = inside(index, self.layers.shape[1:]), self.weight(index)
+        if weight is not None:
+            there &= weight > 0.5
         if there.sum() < _FEWEST:
             return 0.0
         a = self.still[there].reshape(-1, 1, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.core.errors import InputError
+from sagittal.core.errors import GeometryError, InputError
 from sagittal.registration.filters import gaussian
 from sagittal.volume import Geometry, Volume
 from sagittal.volume.field_maps import inside, nearest, places, sample
@@ -18,18 +18,27 @@ _TAILS = (0.5, 99.5)  # percent of the voxels: what lies beyond is cut off
 _FEWEST = 4  # voxels along an axis that is not a single one
 
 
-def normalised(volume: Volume, name: str) -> NDArray[np.float32]:
+def normalised(volume: Volume, name: str, counted: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Return the intensities from 0 to 1, float32; a half percent at each end is cut off.
 
+    Args:
+        volume: The image.
+        name: What errors call it.
+        counted: Of :func:`weights`: only voxels that count say what 0 and 1 are.
+
     Raises:
-        InputError: The image is constant, or nearly.
+        InputError: The image is constant, or nearly, where it counts.
     """
     array = volume.array.astype(np.float32)
-    low, high = np.percentile(array, _TAILS)
+    seen = array if counted is None else array[counted > 0]
+    low, high = np.percentile(seen, _TAILS)
     if not high > low:
-        low, high = array.min(), array.max()
+        low, high = seen.min(), seen.max()
     if not high > low:
-        raise InputError("the image is constant", source=name, value=float(low), expected="a contrast")
+        where = "" if counted is None else " where its mask counts"
+        raise InputError(
+            f"the image is constant{where}", source=name, value=float(low), expected="a contrast"
+        )
     scaled: NDArray[np.float32] = np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1)
     return scaled
 
@@ -39,17 +48,25 @@ def weights(mask: Volume | None, volume: Volume, name: str) -> NDArray[np.float3
 
     Raises:
         InputError: It leaves nothing of the image: it is empty, or lies elsewhere.
+        GeometryError: It is a slice, and the image is none.
     """
     if mask is None:
         return None
+    if mask.shape.count(1) > volume.shape.count(1):
+        raise GeometryError(
+            "the mask has not as many dimensions as its image",
+            source=name,
+            value=mask.shape,
+            expected=f"like {volume.shape}",
+        )
     index = places(np.zeros((3, *volume.shape)), volume.geometry.affine, mask.geometry.affine)
     counted = (nearest(mask.array, index) > 0) & inside(index, mask.shape)
     if not counted.any():
         raise InputError(
             "the mask leaves nothing of the image",
             source=name,
-            value=repr(mask.geometry),
-            expected="1 or more",
+            value=f"{np.count_nonzero(mask.array > 0)} voxels above 0 in {mask.geometry!r}",
+            expected=f"1 or more within {volume.geometry!r}",
         )
     found: NDArray[np.float32] = counted.astype(np.float32)
     return found

@@ -101,7 +101,7 @@ def register(
         affine: The affine map from fixed to moving space, (4, 4) in RAS+ mm; by default it is looked for.
         start: The velocity to begin with, in the space of ``fixed`` on any grid; by default none moves.
         moving_mask: Where ``moving`` counts, 0 where it does not (a lesion that the other has not, another
-            object) and 1 or more where it does; on any grid. The affine map is looked for without masks.
+            object) and 1 or more where it does; on any grid.
         fixed_mask: The same for ``fixed``.
         finest_mm: Voxel width of the last level; by default that of the fixed image.
         iterations: At most so many for each level, from the coarsest; each is twice as fine as the last.
@@ -122,9 +122,11 @@ def register(
     compare = similarity(measure)
     if not iterations or min(iterations) < 0:
         raise InputError("not a number of iterations for each level", value=list(iterations))
-    matrix, alike = affine_between(moving, fixed, affine, measure, report)
-    images = normalised(fixed, "fixed image"), normalised(moving, "moving image")
+    matrix, alike = affine_between(
+        moving, fixed, affine, measure, report, moving_mask=moving_mask, fixed_mask=fixed_mask
+    )
     masks = weights(fixed_mask, fixed, "fixed mask"), weights(moving_mask, moving, "moving mask")
+    images = normalised(fixed, "fixed image", masks[0]), normalised(moving, "moving image", masks[1])
     finest = min(s for s, n in zip(fixed.geometry.spacing, fixed.shape, strict=True) if n > 1)
     finest = max(finest, finest_mm or 0.0)
     velocity, energies = start or DisplacementField.identity(fixed.geometry), []
@@ -147,16 +149,26 @@ def register(
 
 
 def affine_between(
-    moving: Volume, fixed: Volume, given: ArrayLike | None, measure: str, report: Report
+    moving: Volume,
+    fixed: Volume,
+    given: ArrayLike | None,
+    measure: str,
+    report: Report,
+    *,
+    moving_mask: Volume | None = None,
+    fixed_mask: Volume | None = None,
 ) -> tuple[NDArray[np.float64], tuple[float, float]]:
     """Return the affine map from fixed to moving space, and :attr:`Registration.alike`.
 
     Raises:
-        InputError: What is given is not an affine map, or an image is constant.
+        InputError: What is given is not an affine map, an image is constant, or a mask leaves nothing of its
+            image.
         GeometryError: The images do not overlap under it, or cannot: see :func:`register`.
     """
     _require_one_dimension(fixed.geometry, moving.geometry)
-    search = AffineSearch(moving, fixed, multimodal=measure == "mutual-information")
+    multimodal = measure == "mutual-information"
+    masks = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
+    search = AffineSearch(moving, fixed, multimodal=multimodal, **masks)
     if given is None:
         report("affine")
         matrix = search.found()
@@ -179,6 +191,7 @@ def _require_one_dimension(fixed: Geometry, moving: Geometry) -> None:
     if len(flat[0]) != len(flat[1]) or len(flat[0]) > 1:
         raise GeometryError(
             "the images do not have as many dimensions, or fewer than two",
+            source="fixed image, moving image",
             value=f"{fixed.shape} and {moving.shape}",
             expected="two slices, or two volumes",
         )
@@ -188,13 +201,21 @@ def _require_one_dimension(fixed: Geometry, moving: Geometry) -> None:
         a, b = (row / np.linalg.norm(row) for row in rows)
         if abs(float(a @ b)) < _PARALLEL:
             angle = np.degrees(np.arccos(abs(float(a @ b))))
-            raise GeometryError("the slices are not parallel", value=f"{angle:.3g} degrees", expected="0")
+            raise GeometryError(
+                "the slices are not parallel",
+                source="fixed image, moving image",
+                value=f"{angle:.3g} degrees",
+                expected="0",
+            )
 
 
 def _require_overlap(fixed: Geometry, moving: Geometry, matrix: NDArray[np.float64]) -> None:
     if not overlap(fixed, moving, matrix):
         raise GeometryError(
-            "the images do not overlap under the affine map", value=repr(moving), expected=f"near {fixed!r}"
+            "the images do not overlap under the affine map",
+            source="fixed image, moving image",
+            value=f"{fixed!r} and {moving!r}",
+            expected="places that both hold",
         )
 
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from sagittal.core.errors import InputError
+from sagittal.core.errors import InputError, SagittalError
 from sagittal.core.files import write_text
 from sagittal.core.progress import status
 from sagittal.workbench.output import emit, speaks
 
+if TYPE_CHECKING:
+    from sagittal.volume import Volume
+
 __all__ = ["register"]
 
 _METHODS = ("affine", "diffeomorphic", "network")
+_PARTS = ("moving image", "fixed image", "labels", "moving mask", "fixed mask")
+"""What the files are, as the methods call them."""
 
 
 @speaks
@@ -76,19 +83,22 @@ def register(
         network = network_from_bytes(model.read_bytes(), model)
         measure = network.measure
     started, cpu = time.perf_counter(), time.process_time()
-    images = read_volume(moving), read_volume(fixed)
-    carried, *masks = (
-        None if path is None else read_volume(path) for path in (labels, moving_mask, fixed_mask)
-    )
-    with status(quiet=json_file == "-") as report:
+    parts = (moving, fixed, labels, moving_mask, fixed_mask)
+    named = {name: path for name, path in zip(_PARTS, parts, strict=True) if path is not None}
+    read: dict[str, Volume] = {}
+    for name, path in named.items():
+        with _naming({name: path}):
+            read[name] = read_volume(path)
+    images = read["moving image"], read["fixed image"]
+    with _naming(named), status(quiet=json_file == "-") as report:
         if network is not None:
             found = register_by_network(*images, network, refine=(refine,) if refine else (), report=report)
         else:
             found = registered(
                 *images,
                 measure=measure,
-                moving_mask=masks[0],
-                fixed_mask=masks[1],
+                moving_mask=read.get("moving mask"),
+                fixed_mask=read.get("fixed mask"),
                 finest_mm=finest,
                 update_smoothing=UPDATE_SMOOTHING if smoothing is None else smoothing,
                 iterations=(0,) if method == "affine" else (60, 40, 20),
@@ -97,9 +107,11 @@ def register(
         error = displacement_error(*images, found, measure=measure, finest_mm=finest)
         names = ("warped", "field", "inverse", "log_jacobian", "error")
         files = {name: out / f"{name}.nii.gz" for name in names}
-        if carried is not None:
+        if labels is not None:
             files["labels"] = out / "labels.nii.gz"
-            write_nifti(found.field.warp(carried, "label"), files["labels"])
+            with _naming({"labels": labels}):
+                carried = found.field.warp(read["labels"], "label")
+            write_nifti(carried, files["labels"])
         write_nifti(found.field.warp(images[0]), files["warped"])
         write_nifti(found.field.log_jacobian(), files["log_jacobian"])
         write_nifti(Volume(error, found.field.geometry, unit="mm"), files["error"])
@@ -121,6 +133,23 @@ def register(
     if json_file not in (None, "-"):
         write_text(Path(str(json_file)), json.dumps(result, indent=1) + "\n")
     emit(result, as_json=json_file == "-", text=lambda: _say(result))
+
+
+@contextmanager
+def _naming(files: Mapping[str, Path]) -> Iterator[None]:
+    """Let an error name the file that it is about, and what part that plays; one file is what it is about."""
+    try:
+        yield
+    except SagittalError as error:
+        said = (error.source or "").split(", ")
+        if len(files) == 1 and said[0] not in files:
+            part, path = next(iter(files.items()))
+            source = f"{part} {error.source or path}"
+        else:
+            source = ", ".join(f"{part} {files[part]}" if part in files else part for part in said)
+        raise type(error)(
+            error.problem, source=source or None, value=error.value, expected=error.expected
+        ) from error
 
 
 def _say(result: dict[str, Any]) -> None:
