@@ -49,7 +49,7 @@ from sagittal.volume.metrics import compare_labels
 RESULT = Path(__file__).parent / "results" / "tissue_network.json"
 SPACING = 2.0
 SEEDS = {"train": 2001, "calibrate": 2002, "judge": 2003}
-NUMBERS = {"train": 24, "calibrate": 20, "judge": 40}
+NUMBERS = {"train": 24, "calibrate": 20, "judge": 20}
 FEW = 5
 KINDS = {"t1": "T1", "t1-ir": "T1-IR", "flair": "FLAIR"}
 STEPS, BATCH, RATE, WIDTH, PATCH = 800, 2, 1e-2, 8, (48, 48, 48)
@@ -104,14 +104,15 @@ def truth(labels: NDArray[Any]) -> list[float]:
     return [float(np.count_nonzero(labels == n)) * SPACING**3 / 1000 for n in CLASSES.values()]
 
 
-def calibrated(model: SegmentationModel, side: list[LabelledImage]) -> tuple[SegmentationModel, Any]:
+def calibrated(model: SegmentationModel, side: list[LabelledImage]) -> SegmentationModel:
     """Return the model with its temperatures, and what its volumes say of true ones: both of ``side``."""
     told = [predict(model, one.channels, one.mask) for one in side]
     rows = [drawn(p, one.labels, n) for n, (p, one) in enumerate(zip(told, side, strict=True))]
     scaling = fit_temperatures(*(np.concatenate(part) for part in zip(*rows, strict=True)))
-    model = dataclasses.replace(model, temperatures=scaling.temperatures)
-    found = [amounts(scaling.apply(p)) for p in told]
-    return model, fit_volumes(np.array(found), np.array([truth(one.labels) for one in side]))
+    found = np.array([amounts(scaling.apply(p)) for p in told])
+    volumes = fit_volumes(found, np.array([truth(one.labels) for one in side]))
+    facts = {"orientations": ["RAS"], "data": "simulated"}
+    return dataclasses.replace(model, temperatures=scaling.temperatures, volumes=volumes, facts=facts)
 
 
 def judged(told: NDArray[Any], subject: Subject, volumes: Any, number: int) -> Row:
@@ -151,7 +152,7 @@ def measured(arm: str, seed: int, folder: Path) -> tuple[list[Row], Segmentation
         print(arm, seed, f"trained in {time.process_time() - started:.0f} s of CPU", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(file, model_bytes(made.model))
-    model, volumes = calibrated(model_from_bytes(file.read_bytes(), file), images("calibrate", channels))
+    model = calibrated(model_from_bytes(file.read_bytes(), file), images("calibrate", channels))
     rows = []
     for number, (subject, one) in enumerate(
         zip(heads("judge", "T1"), images("judge", channels), strict=True)
@@ -159,7 +160,7 @@ def measured(arm: str, seed: int, folder: Path) -> tuple[list[Row], Segmentation
         started = time.process_time()
         told = predict(model, one.channels, one.mask)
         seconds = time.process_time() - started
-        rows.append(judged(told, subject, volumes, number) | {"cpu_seconds": seconds})
+        rows.append(judged(told, subject, model.volumes, number) | {"cpu_seconds": seconds})
     return rows, model
 
 

@@ -82,6 +82,13 @@ def targets(kept: Row) -> str:
             rows.append([arm, f"calibration error at most {ECE:g}", f"{error:.4f}", said(error <= ECE)])
             wanted_share = f"95 % intervals hold {100 * low:.0f} to {100 * high:.0f} %"
             rows.append([arm, wanted_share, f"{100 * share:.1f} %", said(low <= share <= high)])
+    together = [row for arm in there if arm != FLOOR for row in of(kept, arm)]
+    if together:
+        share = held(together, "held")
+        count = sum(len(row["held"]) for row in together)
+        wanted_share = f"95 % intervals hold {100 * low:.0f} to {100 * high:.0f} %"
+        found_share = f"{100 * share:.1f} % of {count}"
+        rows.append(["all networks together", wanted_share, found_share, said(low <= share <= high)])
     return table(["network", "wanted", "found", "reached"], rows)
 
 

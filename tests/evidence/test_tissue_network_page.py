@@ -50,6 +50,7 @@ def test_a_target_is_reached_where_the_rows_reach_it(made: ModuleType) -> None:
         ("24 subjects, T1", "95 % intervals hold 92 to 98 %", "100.0 %", "no"),
         ("5 subjects, T1", "calibration error at most 0.02", "0.0100", "yes"),
         ("5 subjects, T1", "95 % intervals hold 92 to 98 %", "66.7 %", "no"),
+        ("all networks together", "95 % intervals hold 92 to 98 %", "83.3 % of 6", "no"),
     ]
     assert "| - | - | 66.7 % |" in made.doubt(kept)
 

@@ -11,6 +11,7 @@ from sagittal.core.errors import FormatError, ModelError
 from sagittal.segmentation import (
     SegmentationModel,
     TrainingState,
+    VolumeScaling,
     model_bytes,
     model_from_bytes,
     predict,
@@ -24,12 +25,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 HEADS = [head(0), head(1)]
+MADE_UP = {"data": "made up"}
 
 
 @pytest.fixture(scope="module")
 def model() -> SegmentationModel:
     found = train(HEADS, PLANE, seed=0, steps=3).model
-    return dataclasses.replace(found, temperatures=(1.5, 1.0, 0.5))
+    volumes = VolumeScaling((0.1, 0.0, -0.1), (0.2, 0.1, 0.3), 7)
+    return dataclasses.replace(found, temperatures=(1.5, 1.0, 0.5), volumes=volumes, facts=MADE_UP)
 
 
 def test_a_file_gives_back_the_model_with_all_it_knows(model: SegmentationModel) -> None:
@@ -37,9 +40,15 @@ def test_a_file_gives_back_the_model_with_all_it_knows(model: SegmentationModel)
     back = model_from_bytes(content)
     assert model_bytes(back) == content
     assert (back.config, back.temperatures, back.scale) == (model.config, model.temperatures, model.scale)
+    assert (back.volumes, back.facts) == (model.volumes, MADE_UP)
     assert back.subjects == (("head 0", HEADS[0].label_hash), ("head 1", HEADS[1].label_hash))
     one, other = (predict(m, HEADS[0].channels, HEADS[0].mask) for m in (model, back))
     np.testing.assert_array_equal(one, other)
+
+
+def test_volumes_of_other_labels_are_refused(model: SegmentationModel) -> None:
+    with pytest.raises(ModelError, match="a model is not whole; got 1; expected 3"):
+        dataclasses.replace(model, volumes=VolumeScaling((0.1,), (0.2,), 7))
 
 
 def test_a_file_that_is_damaged_or_foreign_is_refused_by_its_name(model: SegmentationModel) -> None:

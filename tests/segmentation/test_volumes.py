@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sagittal.core.errors import InputError
-from sagittal.segmentation import VolumeScaling, fit_volumes
+from sagittal.segmentation import VolumeScaling, class_volumes, fit_volumes, quantity
 
 
 def test_hand_values() -> None:
@@ -68,3 +68,17 @@ def test_a_volume_for_each_class() -> None:
     with pytest.raises(InputError, match="level"):
         scaling.intervals(np.ones(2), level=1.0)
     assert scaling.intervals(np.zeros(2)) == [(0.0, 0.0)] * 2
+
+
+def test_volumes_take_the_interval_that_was_earned_or_that_of_the_probabilities() -> None:
+    shares = np.zeros((4, 5, 6, 2))
+    shares[:2, ..., 0], shares[2:, ..., 1] = 1.0, 0.75
+    scaling = VolumeScaling((math.log(2), 0.0), (0.1, 0.2), 12)
+    first, second = class_volumes(shares, voxel_ml=0.5, level=0.95, scaling=scaling)
+    assert (first.value, second.value) == pytest.approx((60.0, 22.5))
+    (low, high), _ = scaling.intervals(np.array([30.0, 22.5]), level=0.95)
+    assert (first.low, first.high, first.unit) == (low, high, "ml")
+    alone = class_volumes(shares, voxel_ml=0.5, level=0.95)
+    assert alone == [quantity(shares[..., n], size=0.5, unit="ml", level=0.95) for n in range(2)]
+    with pytest.raises(InputError, match="not a volume for each class"):
+        class_volumes(shares[..., :1], voxel_ml=0.5, level=0.95, scaling=scaling)

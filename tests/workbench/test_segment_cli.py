@@ -174,6 +174,38 @@ def test_killed_and_called_again_a_training_ends_with_the_same_bits(tmp_path: Pa
     assert not state.exists()
 
 
+def test_from_enough_held_out_subjects_volumes_have_an_interval_that_was_earned(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 8)
+    train = ("segment", "train", "--out", tmp_path / "m", "--cases", store, *SMALL, "--held-out", 5)
+    held = result(*train)["held_out"]["volumes"]
+    assert (held["subjects"], held["of"]) == (5, 15)
+    assert 0 <= held["held"] <= 15
+    case_id = another(tmp_path, 40)
+    said = result("segment", "predict", tmp_path / "m", "--case", case_id, "--cases", store)
+    scaling = model_from_bytes((tmp_path / "m" / "model.safetensors").read_bytes()).volumes
+    assert scaling is not None
+    with CaseStore(store) as opened:
+        found = artifacts.load(opened.objects, opened.case(case_id).latest("segmentation"))
+        annotate(opened, tmp_path / "files", case_id, subject(40)[1])
+    sums = found.probabilities.sum(axis=(0, 1, 2), dtype=np.float64) * GRID.voxel_volume_ml
+    volumes = [one for one in said["findings"] if one["code"] == "segmentation.volume"]
+    for one, (low, high) in zip(volumes, scaling.intervals(sums, level=0.95), strict=True):
+        assert (one["measurement"]["low"], one["measurement"]["high"]) == pytest.approx((low, high))
+        assert "what 5 labelled subjects differed by" in one["caution"]
+    out = tmp_path / "out.json"
+    assert call("segment", "evaluate", tmp_path / "m", "--cases", store, "--json", out)[0] == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["volume_intervals_from"] == "5 held-out subjects"
+
+
+def test_from_too_few_the_interval_is_that_of_the_probabilities(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, said = trained
+    assert said["held_out"]["volumes"]["why_not"] == "3 held-out subjects are needed; there are 1"
+    case_id = another(folder, 24)
+    found = result("segment", "predict", folder / "model", "--case", case_id, "--cases", folder / "store")
+    for one in found["findings"][:3]:
+        assert "from the probabilities alone" in one["caution"]
+
+
 # What is refused
 
 

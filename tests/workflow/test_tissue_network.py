@@ -48,7 +48,10 @@ def test_both_methods_stand_in_the_case_and_what_they_disagree_on(runner: Runner
     apart = (tissue.array != learned.array)[either].mean()
     assert compared.content.details["share"] == pytest.approx(apart, abs=1e-6)
     for finding in case.standing("segmentation.volume"):
-        assert "trained on 24" in finding.content.caution
+        assert "trained on 24 simulated subjects" in finding.content.caution
+        assert "what 20 labelled subjects differed by" in finding.content.caution
+        assert finding.content.measurement is not None
+        assert finding.content.measurement.level == 0.95
     (network,) = (run for run in case.runs if run.step == "segment-by-network")
     assert network.models == {"brain-tissue-t1": assets.asset("brain-tissue-t1").sha256}
 

@@ -163,7 +163,7 @@ class LocalFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ShippedFile:
-    """A file that comes with this package.
+    """A file that comes with this package, read where it lies: a cache would keep another version's.
 
     Attributes:
         member: Its path below the package.
@@ -172,12 +172,17 @@ class ShippedFile:
     member: str
     remote = False
 
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(__file__).parents[1] / self.member
+
     def __str__(self) -> str:
         return f"file {self.member} of this package"
 
     def copy_to(self, target: Path) -> None:
-        """Copy the file."""
-        LocalFile(path=Path(__file__).parents[1] / self.member).copy_to(target)
+        """Copy the file; it is missing only from a damaged installation."""
+        LocalFile(path=self.path).copy_to(target)
 
 
 _Source = PackageMember | HubFile | LocalFile | ShippedFile
@@ -205,7 +210,9 @@ class Asset:
 
     @property
     def path(self) -> Path:
-        """Where the file lies, or will lie, in the cache folder."""
+        """Where the file lies, or will lie: in the cache folder, or in the package that it comes with."""
+        if isinstance(self.sources[0], ShippedFile):
+            return self.sources[0].path
         filename = Path(_filename(self.sources[0])).name
         return cache_folder() / "assets" / self.name / filename
 
@@ -284,8 +291,8 @@ REGISTRY: Mapping[str, Asset] = {
         Asset(
             name="brain-tissue-t1",
             what="A network for brain tissue on masked T1 images, 2 mm, trained on 24 simulated heads",
-            size=1325248,
-            sha256="9807f4bd6d1de7977295af36ba15cb3ed220ec94ac2e0b5d9f0692070196a629",
+            size=1325432,
+            sha256="bd1e6cb0284b3c22411d33d275aa5330fc0b29b97783b393f289804c24d744c7",
             licence="that of this package; trained on simulations from the MNI152 template",
             sources=(ShippedFile(member="segmentation/weights/brain-tissue-t1.safetensors"),),
         ),

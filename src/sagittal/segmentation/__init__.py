@@ -19,7 +19,7 @@ from sagittal.segmentation.network_file import model_bytes, model_from_bytes
 from sagittal.segmentation.networks import NetworkConfig
 from sagittal.segmentation.tissue import TISSUES, TissueSegmenter, brain_mask
 from sagittal.segmentation.training import Training, TrainingState, train
-from sagittal.segmentation.volumes import VolumeScaling, fit_volumes
+from sagittal.segmentation.volumes import VolumeScaling, class_volumes, fit_volumes
 
 __all__ = [
     "LEAST_NOISE_HU",
@@ -41,6 +41,7 @@ __all__ = [
     "VolumeScaling",
     "brain_mask",
     "calibration_error",
+    "class_volumes",
     "doubtful_share",
     "entropy_bits",
     "fit_temperatures",

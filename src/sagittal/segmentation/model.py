@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sagittal.core.errors import ModelError
 from sagittal.segmentation.labelled import Scale
 from sagittal.segmentation.networks import NetworkConfig
+from sagittal.segmentation.volumes import VolumeScaling
 
 __all__ = ["SegmentationModel"]
 
@@ -30,6 +31,8 @@ class SegmentationModel:
         subjects: Of training: id, and sha256 of the labels.
         seed: Of training.
         steps: Of training.
+        volumes: How true volumes lie about the network's, of subjects that trained nothing; None where there
+            were too few.
         facts: JSON values that whoever trained it wants to know again, such as the atlas of its channels.
 
     Raises:
@@ -43,6 +46,7 @@ class SegmentationModel:
     seed: int
     steps: int
     temperatures: tuple[float, ...] = ()
+    volumes: VolumeScaling | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,6 +56,8 @@ class SegmentationModel:
             "scale": (len(self.scale), len(self.config.channels)),
             "temperatures": (len(self.temperatures), self.config.classes),
         }
+        if self.volumes is not None:
+            sizes["volumes"] = (len(self.volumes.mean), len(self.config.labels))
         for name, (found, wanted) in sizes.items():
             if found != wanted:
                 raise ModelError("a model is not whole", source=name, value=found, expected=str(wanted))

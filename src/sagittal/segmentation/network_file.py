@@ -1,7 +1,7 @@
 """Segmentation models and trainings as bytes: safetensors with everything else in the header; and ONNX.
 
 Nothing is unpickled. A model's header holds its whole configuration, the scale of its channels, its
-temperatures, and the id and the labels' sha256 of each subject of its training.
+temperatures, what its volumes are off by, and the id and the labels' sha256 of each subject of its training.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sagittal.core.weights_file import packed_weights, unpacked_weights
 from sagittal.segmentation.model import SegmentationModel
 from sagittal.segmentation.networks import NetworkConfig, build_network
 from sagittal.segmentation.training import TrainingState
+from sagittal.segmentation.volumes import VolumeScaling
 
 __all__ = [
     "model_bytes",
@@ -45,6 +46,7 @@ def model_bytes(model: SegmentationModel) -> bytes:
         "subjects": [list(pair) for pair in model.subjects],
         "seed": model.seed,
         "steps": model.steps,
+        "volumes": None if model.volumes is None else model.volumes.to_json(),
         "facts": dict(model.facts),
     }
     return packed_weights(_MODEL, _FORMAT, model.weights, header)
@@ -73,6 +75,7 @@ def model_from_bytes(content: bytes, source: object = None) -> SegmentationModel
             subjects=tuple((str(name), str(digest)) for name, digest in header["subjects"]),
             seed=int(header["seed"]),
             steps=int(header["steps"]),
+            volumes=None if header["volumes"] is None else _scaling(header["volumes"]),
             facts=dict(header["facts"]),
         )
         build_network(config, arrays)
@@ -82,6 +85,11 @@ def model_from_bytes(content: bytes, source: object = None) -> SegmentationModel
     except (LookupError, TypeError, ValueError) as error:
         raise FormatError("the model is damaged", source=source, expected=_WANTED) from error
     return model
+
+
+def _scaling(kept: Mapping[str, Any]) -> VolumeScaling:
+    mean, sd = (tuple(float(one) for one in kept[name]) for name in ("mean", "sd"))
+    return VolumeScaling(mean, sd, int(kept["subjects"]))
 
 
 def require_channels(model: SegmentationModel, channels: Sequence[str], source: object = None) -> None:

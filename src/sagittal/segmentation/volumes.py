@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.core.optional import optional_import
+from sagittal.core.provenance import Measurement
+from sagittal.segmentation.doubt import quantity
 
-__all__ = ["LEAST_SUBJECTS", "VolumeScaling", "fit_volumes"]
+__all__ = ["LEAST_SUBJECTS", "VolumeScaling", "class_volumes", "fit_volumes"]
 
 LEAST_SUBJECTS = 3
 """Fewer say nothing of how much subjects differ."""
@@ -85,6 +87,10 @@ class VolumeScaling:
         middle = self.estimates(volumes)
         return list(zip((middle * np.exp(-reach)).tolist(), (middle * np.exp(reach)).tolist(), strict=True))
 
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, which the constructor takes again."""
+        return {"mean": list(self.mean), "sd": list(self.sd), "subjects": self.subjects}
+
     def _checked(self, volumes: NDArray[Any]) -> NDArray[np.float64]:
         found = np.asarray(volumes, np.float64)
         if found.shape != (len(self.mean),) or not (np.isfinite(found) & (found >= 0)).all():
@@ -94,6 +100,35 @@ class VolumeScaling:
                 expected=f"{len(self.mean)} volumes of 0 or more",
             )
         return found
+
+
+def class_volumes(
+    probabilities: NDArray[Any], *, voxel_ml: float, level: float, scaling: VolumeScaling | None = None
+) -> list[Measurement]:
+    """Return the volume of each class in ml, with its interval.
+
+    With a scaling, value and interval are those that labelled subjects have earned. Without one the interval
+    is that of the probabilities alone (:func:`~sagittal.segmentation.doubt.quantity`), which takes all voxels
+    to err together and is far wider than most errors.
+
+    Args:
+        probabilities: Shape (..., classes), in [0, 1].
+        voxel_ml: Of one voxel.
+        level: Coverage of the intervals.
+        scaling: Of the same classes.
+
+    Raises:
+        InputError: Another number of classes, or a value out of range.
+    """
+    classes = np.moveaxis(probabilities, -1, 0)
+    if scaling is None:
+        return [quantity(each, size=voxel_ml, unit="ml", level=level) for each in classes]
+    sums = np.array([float(each.sum(dtype=np.float64)) * voxel_ml for each in classes])
+    values = scaling.estimates(sums).tolist()
+    return [
+        Measurement(value=value, low=low, high=high, level=level, unit="ml")
+        for value, (low, high) in zip(values, scaling.intervals(sums, level=level), strict=True)
+    ]
 
 
 def fit_volumes(estimated: NDArray[Any], true: NDArray[Any]) -> VolumeScaling:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, silent
-from sagittal.segmentation import calibration_error, quantity
+from sagittal.segmentation import calibration_error, class_volumes
 from sagittal.segmentation.inference import predict_logits, probabilities_of
 from sagittal.volume import Volume
 from sagittal.volume.metrics import compare_labels
@@ -77,8 +77,9 @@ def evaluate_on_store(
         scores: dict[str, Any] = {}
         values = {name: number for number, name in enumerate(config.labels, 1)}
         drawn, reference = (Volume(array.astype(np.uint8), seen.geometry) for array in (answer, truth))
+        volumes = class_volumes(shares[counted], voxel_ml=size, level=_LEVEL, scaling=found.volumes)
         for name, score in compare_labels(drawn, reference, values).items():
-            amount = quantity(shares[counted][:, values[name] - 1], size=size, unit="ml", level=_LEVEL)
+            amount = volumes[values[name] - 1]
             scores[name] = {
                 "dice": score.dice,
                 "jaccard": score.jaccard,
@@ -117,6 +118,9 @@ def evaluate_on_store(
         },
         "volume_interval_coverage": float(np.mean(covered)),
         "volume_intervals": len(covered),
+        "volume_intervals_from": "probabilities alone"
+        if found.volumes is None
+        else f"{found.volumes.subjects} held-out subjects",
     }
     if result["dice_interval"] is None:
         result["for_an_interval"] = f"{FEWEST_FOR_INTERVAL} cases are needed; there are {len(cases)}"

@@ -1,4 +1,4 @@
-"""How good a segmentation network is on subjects that it did not learn from, and temperatures from them."""
+"""How good a segmentation network is on subjects that it did not learn from, and what they calibrate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from sagittal.segmentation import (
     NetworkConfig,
     SegmentationModel,
     TemperatureScaling,
+    VolumeScaling,
     calibration_error,
     fit_temperatures,
+    fit_volumes,
 )
 from sagittal.segmentation.inference import predict_logits, probabilities_of
+from sagittal.segmentation.volumes import LEAST_SUBJECTS
 from sagittal.volume.metrics import dice
 from sagittal.workflow.network_input import NetworkInput
 
@@ -28,6 +31,7 @@ __all__ = ["FEWEST_FOR_INTERVAL", "all_classes", "judged", "median_interval", "n
 FEWEST_FOR_INTERVAL = 6
 """Subjects of which the range holds the median of all with 95 %: 1 - 2 / 2**6 is 0.97 (sign test)."""
 
+_LEVEL = 0.95  # of the intervals of volumes
 _ROWS = 200_000  # voxels, at most, that temperatures are fitted on
 _Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -35,15 +39,18 @@ _Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
 def judged(
     model: SegmentationModel, held: Sequence[tuple[LabelledImage, NetworkInput]]
 ) -> tuple[SegmentationModel, dict[str, Any]]:
-    """Fit a model's temperatures on held-out subjects, and say how good it is on them.
+    """Fit a model's temperatures and volumes on held-out subjects, and say how good it is on them.
 
     The calibration error is that of subjects that fitted nothing: each subject's probabilities take the
-    temperatures of the others. With one subject there is none.
+    temperatures of the others. With one subject there is none. Likewise each subject's volumes take the
+    intervals that the others earned, from four subjects on; the temperatures below them are those of all,
+    which have seen its voxels.
 
     Returns:
-        The model with the temperatures of all held-out subjects, and JSON values.
+        The model with the temperatures and volumes of all held-out subjects, and JSON values.
     """
     rows: list[_Rows] = []
+    unknown = False
     overlaps: list[dict[str, float]] = []
     plain = dataclasses.replace(model, temperatures=())
     for image, seen in held:
@@ -57,6 +64,7 @@ def judged(
             {name: dice(found == n, labels == n) for n, name in enumerate(model.config.labels, 1)}
         )
         rows.append((all_classes(model.config, shares[known]), classes[known]))
+        unknown |= bool((image.mask & ~known).any())
     drawn = [_thinned(p, y, number, _ROWS // len(rows)) for number, (p, y) in enumerate(rows)]
     errors = []
     for number, (p, y) in enumerate(rows):
@@ -77,7 +85,42 @@ def judged(
         said["for_an_interval"] = (
             f"{FEWEST_FOR_INTERVAL} held-out subjects are needed; there are {len(means)}"
         )
-    return dataclasses.replace(model, temperatures=_fitted(drawn).temperatures), said
+    temperatures = _fitted(drawn)
+    size = [seen.geometry.voxel_volume_ml for _, seen in held]
+    first = int(model.config.background)
+    estimated = np.array(
+        [temperatures.apply(p)[:, first:].sum(axis=0) * ml for (p, _), ml in zip(rows, size, strict=True)]
+    )
+    true = np.array(
+        [
+            [np.count_nonzero(y == first + n) * ml for n in range(len(model.config.labels))]
+            for (_, y), ml in zip(rows, size, strict=True)
+        ]
+    )
+    volumes, said["volumes"] = _volumes(estimated, true, unknown)
+    return dataclasses.replace(model, temperatures=temperatures.temperatures, volumes=volumes), said
+
+
+def _volumes(
+    estimated: NDArray[np.float64], true: NDArray[np.float64], unknown: bool
+) -> tuple[VolumeScaling | None, dict[str, Any]]:
+    """Fit how far volumes are off, and say how many subjects' the others' intervals hold."""
+    said: dict[str, Any] = {"subjects": len(true), "level": _LEVEL, "held": None, "of": 0}
+    if unknown:
+        return None, {**said, "why_not": "parts of the held-out subjects are not labelled"}
+    if not ((estimated > 0) & (true > 0)).all():
+        return None, {**said, "why_not": "a held-out subject has nothing of a label"}
+    if len(true) < LEAST_SUBJECTS:
+        wanted = f"{LEAST_SUBJECTS} held-out subjects are needed; there are {len(true)}"
+        return None, {**said, "why_not": wanted}
+    if len(true) > LEAST_SUBJECTS:
+        held = []
+        for number in range(len(true)):
+            others = np.arange(len(true)) != number
+            found = fit_volumes(estimated[others], true[others]).intervals(estimated[number], level=_LEVEL)
+            held += [low <= volume <= high for (low, high), volume in zip(found, true[number], strict=True)]
+        said |= {"held": int(np.sum(held)), "of": len(held)}
+    return fit_volumes(estimated, true), said
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> list[float] | None:

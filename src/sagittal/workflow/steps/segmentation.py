@@ -11,21 +11,26 @@ import numpy as np
 
 from sagittal.case.record import FindingDraft
 from sagittal.core.errors import InputError, ModelError
-from sagittal.segmentation import doubtful_share, model_from_bytes, predict, quantity
+from sagittal.segmentation import class_volumes, doubtful_share, model_from_bytes, predict
 from sagittal.volume import Volume
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.network_input import field_of, image_roles, network_input, on_image, wants_field
 from sagittal.workflow.step import Context, Result, Step
 
 if TYPE_CHECKING:
-    from sagittal.segmentation import SegmentationModel
+    from sagittal.segmentation import SegmentationModel, VolumeScaling
 
 __all__ = ["SegmentByNetwork"]
 
 _NAMES = {"csf": "cerebrospinal fluid", "gm": "grey matter", "wm": "white matter"}
 _LEARNED = (
-    "By a network that was trained on {count} subjects: what it has not seen, it may call anything, and its "
+    "By a network that was trained on {subjects}: what it has not seen, it may call anything, and its "
     "interval does not know of that."
+)
+_EARNED = "The interval is what {count} labelled subjects differed by that trained nothing."
+_ALONE = (
+    "The interval comes from the probabilities alone and takes all voxels to err together: too few labelled "
+    "subjects were held out to know how far volumes are off."
 )
 
 
@@ -89,20 +94,28 @@ class SegmentByNetwork(Step):
         context.report("segmenting with the network")
         shares = predict(model, seen.channels, seen.mask, precision=self.precision, threads=_processors())
         found = on_image(shares, seen, first, model.config.labels)
-        facts = {"model": self.sha256, "subjects": len(model.subjects), "mirrored": mirrored(model, first)}
+        learned = f"{len(model.subjects)} {model.facts.get('data', '')} subjects".replace("  ", " ")
+        facts: dict[str, Any] = {
+            "model": self.sha256,
+            "subjects": learned,
+            "mirrored": mirrored(model, first),
+        }
         facts |= {"simulated": True} if first.facts.get("simulated") else {}
         found = found.replace(facts=facts)
         beside = inputs[self.beside] if self.beside else None
-        return Result(outputs={"segmentation": found}, findings=self.findings(found, beside))
+        return Result(outputs={"segmentation": found}, findings=self.findings(found, beside, model.volumes))
 
-    def findings(self, found: Volume, beside: Volume | None = None) -> list[FindingDraft]:
-        """Measure a segmentation; also asked of one that a person corrected."""
+    def findings(
+        self, found: Volume, beside: Volume | None = None, scaling: VolumeScaling | None = None
+    ) -> list[FindingDraft]:
+        """Measure a segmentation; also asked of one that a person corrected, to which no scaling belongs."""
         assert found.probabilities is not None, "a network gives probabilities"
         size = found.geometry.voxel_volume_ml
-        learned = _LEARNED.format(count=found.facts.get("subjects", "some"))
+        learned = _LEARNED.format(subjects=found.facts.get("subjects", "some subjects"))
+        rests = _ALONE if scaling is None else _EARNED.format(count=scaling.subjects)
+        volumes = class_volumes(found.probabilities, voxel_ml=size, level=self.level, scaling=scaling)
         said = []
-        for index, name in enumerate(found.classes):
-            amount = quantity(found.probabilities[..., index], size=size, unit="ml", level=self.level)
+        for name, amount in zip(found.classes, volumes, strict=True):
             title = _NAMES.get(name, name)
             said.append(
                 FindingDraft(
@@ -111,7 +124,7 @@ class SegmentByNetwork(Step):
                     statement=f"{title[0].upper()}{title[1:]}, by the network: {amount.amount} "
                     f"({amount.interval}).",
                     measurement=amount,
-                    caution=learned,
+                    caution=f"{rests} {learned}",
                     details={"class": name},
                 )
             )
