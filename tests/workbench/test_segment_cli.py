@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,9 +134,9 @@ def test_a_model_is_judged_on_cases_it_has_not_seen(trained: tuple[Path, dict[st
         with CaseStore(folder / "store") as store:
             annotate(store, folder / "files", added[-1], subject(seed)[1])
     out = folder / "out.json"
-    code, text, error = call(
-        "segment", "evaluate", folder / "model", "--cases", folder / "store", "--json", out
-    )
+    page = folder / "out.html"
+    judge = ("segment", "evaluate", folder / "model", "--cases", folder / "store")
+    code, text, error = call(*judge, "--json", out, "--page", page)
     assert code == 0, error
     found = json.loads(out.read_text(encoding="utf-8"))
     assert {one["case"] for one in found["cases"]} == set(added)
@@ -146,6 +147,23 @@ def test_a_model_is_judged_on_cases_it_has_not_seen(trained: tuple[Path, dict[st
     assert found["volume_intervals"] == 6
     assert 0 <= found["ece"]["equal_width"] < 0.2
     assert all(case_id in text for case_id in added)
+    shown = page.read_text(encoding="utf-8")
+    assert "http" not in shown.replace("http-equiv", "")
+    assert [shown.index(f">{one['case']} <small>") for one in found["cases"]] == sorted(
+        shown.index(f">{case_id} <small>") for case_id in added
+    )
+    assert shown.count("<circle") == len(found["reliability"]["count"])
+    assert sum(found["reliability"]["count"]) == sum(
+        int(np.count_nonzero(subject(seed)[1].array)) for seed in (30, 31)
+    )
+    (points,) = re.findall(r'<polyline class="line" points="([^"]+)"', shown)
+    assert len(points.split()) == 40
+    (folder / "model" / "training.json").rename(folder / "kept.json")
+    assert call(*judge, "--page", page)[0] == 0
+    assert "No training.json lies beside the model" in page.read_text(encoding="utf-8")
+    (folder / "model" / "training.json").write_text("{", encoding="utf-8")
+    assert "training.json: the history of the training is damaged" in refused(*judge, "--page", page)
+    (folder / "kept.json").rename(folder / "model" / "training.json")
 
 
 def test_killed_and_called_again_a_training_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -288,3 +306,14 @@ def test_a_model_whose_cases_were_all_seen_cannot_be_judged(tmp_path: Path) -> N
     result("segment", "train", "--out", tmp_path / "m", "--cases", store, *SMALL[:-4], "--steps", 2)
     said = refused("segment", "evaluate", tmp_path / "m", "--cases", store)
     assert "no labelled case is left to judge on; got 3 with labels csf, gm, wm, all seen in training" in said
+
+
+def test_a_model_leaves_as_onnx(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    folder, _ = trained
+    said = result("segment", "export-onnx", folder / "model", "--out", tmp_path / "net.onnx")
+    assert said["config"]["channels"] == ["t1"]
+    found = onnx.load(tmp_path / "net.onnx")
+    assert [one.name for one in found.graph.input] == ["channels"]
+    assert "there is no model" in refused("segment", "export-onnx", tmp_path, "--out", tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()

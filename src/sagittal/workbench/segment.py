@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sagittal.core.errors import InputError
-from sagittal.core.files import write_text
+from sagittal.core.files import write_bytes, write_text
 from sagittal.core.progress import status
 from sagittal.workbench.annotate import LabelsOption, names
 from sagittal.workbench.output import JsonOption, emit, speaks, table
@@ -141,17 +141,27 @@ def evaluate(
     cases: CasesOption = None,
     atlas: AtlasOption = "mni152-t1",
     out: Annotated[Path | None, typer.Option("--json", help="File for everything, as JSON.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="File for a page: training, the worst cases first, reliability.")
+    ] = None,
 ) -> None:
     """Judge a trained network on the labelled cases that it has not seen; the worst come first."""
     from sagittal.case.location import open_store
+    from sagittal.workflow.export.evaluation_page import Album, write_evaluation_page
     from sagittal.workflow.models import ModelShelf
     from sagittal.workflow.runner import Runner
     from sagittal.workflow.segment_evaluation import evaluate_on_store
+    from sagittal.workflow.segment_training import training_history
     from sagittal.workflow.steps.registration import to_atlas
 
     with open_store(cases) as store, status() as report:
         runner = Runner(store=store, shelf=ModelShelf(), report=report)
-        result = evaluate_on_store(runner, model, to_atlas(atlas), report=report)
+        album = Album() if page else None
+        result = evaluate_on_store(
+            runner, model, to_atlas(atlas), show=album.add if album else None, report=report
+        )
+    if page is not None and album is not None:
+        write_evaluation_page(result, training_history(model), album, page)
     if out is not None:
         write_text(out, json.dumps(result, indent=1) + "\n")
     labels = list(result["dice"])
@@ -167,6 +177,28 @@ def evaluate(
         ],
     )
     typer.echo(_interval(result))
+
+
+@app.command("export-onnx")
+@speaks
+def export_onnx(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a trained network as ONNX; its scale and temperatures stay in the model's file."""
+    from sagittal.segmentation.network_file import onnx_bytes
+    from sagittal.workflow.segment_prediction import model_file, read_model
+
+    path = model_file(model)
+    found = read_model(path)
+    write_bytes(out, onnx_bytes(found))
+    result = {"onnx": str(out.absolute()), "model": str(path.absolute()), "config": found.config.to_json()}
+    emit(
+        result,
+        as_json=as_json,
+        text=lambda: typer.echo(f"{out}: from channels {', '.join(found.config.channels)} to logits"),
+    )
 
 
 def _interval(said: dict[str, Any]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.core.progress import Report, silent
-from sagittal.segmentation import calibration_error, class_volumes
+from sagittal.segmentation import calibration_error, class_volumes, reliability
 from sagittal.segmentation.inference import predict_logits, probabilities_of
 from sagittal.volume import Volume
 from sagittal.volume.metrics import compare_labels
@@ -25,13 +27,21 @@ from sagittal.workflow.segment_judgement import (
 from sagittal.workflow.segment_prediction import model_file, read_model
 from sagittal.workflow.steps.registration import RegisterToAtlas
 
-__all__ = ["evaluate_on_store"]
+__all__ = ["Show", "evaluate_on_store"]
+
+Show = Callable[[str, Volume, Volume, Volume], None]
+"""Takes a case's id, its image, its labels and what the network says, on the network's grid."""
 
 _LEVEL = 0.95
 
 
 def evaluate_on_store(
-    runner: Runner, model: Path, atlas: RegisterToAtlas, *, report: Report = silent
+    runner: Runner,
+    model: Path,
+    atlas: RegisterToAtlas,
+    *,
+    show: Show | None = None,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Compare what a model says with the labels of each case that it neither learned nor was calibrated on.
 
@@ -41,11 +51,13 @@ def evaluate_on_store(
         runner: Of the store.
         model: The model's folder or file.
         atlas: How cases are registered to the atlas, where a channel needs it.
+        show: Called for each case that is judged, for pictures.
         report: Takes a line that says what is being done.
 
     Returns:
         JSON values: the cases, the worst first, each with Dice, HD95, ASSD and volumes of each label; means;
-        an interval of the median subject's Dice from six cases; calibration errors; the share of volumes
+        an interval of the median subject's Dice from six cases; calibration errors, and how often each
+        confidence was right; the share of volumes
         that lie in their 95 % interval.
 
     Raises:
@@ -92,6 +104,11 @@ def evaluate_on_store(
                 "covered": bool(amount.low <= score.reference_ml <= amount.high),
             }
         rows.append((all_classes(config, shares[counted]), classes[counted]))
+        if show is not None:
+            head = Volume(seen.channels[0], seen.geometry)
+            said = np.where(counted[..., None], shares, 0)
+            known_labels = np.stack([truth == n for n in values.values()], axis=-1).astype(np.float32)
+            show(one.id, head, _with(reference, known_labels, values), _with(drawn, said, values))
         cases.append({"case": one.id, "minutes": one.minutes, "labels": scores})
     if not cases:
         raise InputError(
@@ -101,7 +118,9 @@ def evaluate_on_store(
             expected="cases that the model has not seen",
         )
     means = [float(np.mean([s["dice"] for s in one["labels"].values()])) for one in cases]
-    error = calibration_error(np.concatenate([p for p, _ in rows]), np.concatenate([y for _, y in rows]))
+    told, true = np.concatenate([p for p, _ in rows]), np.concatenate([y for _, y in rows])
+    error = calibration_error(told, true)
+    curve = reliability(told.max(axis=-1), told.argmax(axis=-1) == true)
     covered = [s["covered"] for one in cases for s in one["labels"].values()]
     result: dict[str, Any] = {
         "model": str(path.absolute()),
@@ -116,6 +135,9 @@ def evaluate_on_store(
             "class_wise": error.class_wise,
             "debiased": error.debiased,
         },
+        "reliability": {
+            name: list(getattr(curve, name)) for name in ("lower", "upper", "count", "confidence", "accuracy")
+        },
         "volume_interval_coverage": float(np.mean(covered)),
         "volume_intervals": len(covered),
         "volume_intervals_from": "probabilities alone"
@@ -125,3 +147,7 @@ def evaluate_on_store(
     if result["dice_interval"] is None:
         result["for_an_interval"] = f"{FEWEST_FOR_INTERVAL} cases are needed; there are {len(cases)}"
     return result
+
+
+def _with(labels: Volume, shares: NDArray[np.float32], values: dict[str, int]) -> Volume:
+    return labels.replace(probabilities=shares, classes=tuple(values))

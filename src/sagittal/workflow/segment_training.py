@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sagittal.core.errors import InputError
+from sagittal.core.errors import FormatError, InputError
 from sagittal.core.files import write_bytes, write_text
 from sagittal.core.progress import Report, silent
 from sagittal.core.provenance import canonical_json
@@ -28,7 +28,7 @@ from sagittal.workflow.runner import Runner
 from sagittal.workflow.segment_judgement import FEWEST_FOR_INTERVAL, judged
 from sagittal.workflow.steps.registration import RegisterToAtlas
 
-__all__ = ["FEWEST", "MODEL", "TrainingPlan", "train_on_store"]
+__all__ = ["FEWEST", "MODEL", "TrainingPlan", "train_on_store", "training_history"]
 
 MODEL, HISTORY = "model.safetensors", "training.json"
 _STATE = "training.safetensors"
@@ -179,6 +179,29 @@ def train_on_store(
     write_bytes(out / MODEL, model_bytes(model))
     kept.unlink(missing_ok=True)
     return result
+
+
+def training_history(model: Path) -> dict[str, Any]:
+    """Return what a training wrote beside its model: the loss of each step, and the held-out subjects.
+
+    Args:
+        model: The model's folder or file. Empty where only the model is there.
+
+    Raises:
+        FormatError: The file is damaged.
+    """
+    path = (model if model.is_dir() else model.parent) / HISTORY
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**found, "losses": [float(loss) for loss in found["losses"]]}
+    except (ValueError, TypeError, KeyError) as error:
+        raise FormatError(
+            "the history of the training is damaged",
+            source=path,
+            expected="what 'sagittal segment train' has written",
+        ) from error
 
 
 def _config(
