@@ -42,6 +42,9 @@ def test_the_planned_cache_is_made_as_it_says(monkeypatch: pytest.MonkeyPatch) -
     assert isinstance(names["cache"], language.LowBitCache)
 
 
+GROUPS = ("annotate", "atlas", "case", "ct", "language", "segment")
+
+
 def test_every_command_it_names_is_there() -> None:
     sagittal = str(Path(sys.executable).parent / "sagittal")
     commands = {
@@ -49,7 +52,7 @@ def test_every_command_it_names_is_there() -> None:
     }
     assert len(commands) >= 5
     for words in commands:
-        names = words[: 2 if words[0] in ("atlas", "case", "ct", "language") else 1]
+        names = words[: 2 if words[0] in GROUPS else 1]
         done = subprocess.run([sagittal, *names, "--help"], capture_output=True, text=True, check=True)
         for option in (word for word in words if word.startswith("--")):
             assert option in done.stdout, f"{' '.join(names)} has no {option}"
