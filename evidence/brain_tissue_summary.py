@@ -234,9 +234,11 @@ def shares(of: Mapping[str, Mapping[int, Row]]) -> Row | None:
 
 
 def enough(curve: Array, wanted: float, counts: Array, pool: int) -> float:
-    """Return the least share of the pool whose Dice is ``wanted`` or more; 1 if none of these is."""
-    reached = np.flatnonzero(curve >= wanted)
-    return float(counts[reached[0]]) / pool if len(reached) else 1.0
+    """Return the least share of the pool from which on the Dice is ``wanted`` or more; 1 if none of these
+    is."""
+    short = np.flatnonzero(curve < wanted)
+    first = int(short[-1]) + 1 if len(short) else 0
+    return float(counts[first]) / pool if first < len(counts) else 1.0
 
 
 def suggestive_gains(of: Mapping[str, Mapping[int, Row]]) -> Row | None:

@@ -203,9 +203,11 @@ def test_seeds_count_in_an_interval(told: ModuleType) -> None:
     assert (low, high) == pytest.approx((-1, 1))
 
 
-def test_the_share_is_of_the_first_round_that_is_enough(told: ModuleType) -> None:
+def test_the_share_is_of_the_first_round_from_which_on_it_is_enough(told: ModuleType) -> None:
     counts = np.array([4.0, 8.0, 12.0])
-    assert told.enough(np.array([0.7, 0.8, 0.79]), 0.8, counts, 40) == 0.2
+    assert told.enough(np.array([0.7, 0.8, 0.81]), 0.8, counts, 40) == 0.2
+    assert told.enough(np.array([0.9, 0.8, 0.8]), 0.8, counts, 40) == 0.1
+    assert told.enough(np.array([0.7, 0.8, 0.79]), 0.8, counts, 40) == 1.0
     assert told.enough(np.array([0.7, 0.75, 0.79]), 0.8, counts, 40) == 1.0
 
 
