@@ -371,9 +371,9 @@ def split_coverage(rows: Sequence[Row]) -> Row:
             order = random.permutation(len(sides[0]))
             some, others = order[:count], order[count:]
             scaling = fit_volumes(sides[0][some], sides[1][some])
-            ends = np.array([scaling.intervals(told, level=LEVEL) for told in sides[0][others]])
-            truth = sides[1][others]
-            held.append(((ends[..., 0] <= truth) & (truth <= ends[..., 1])).mean(axis=0))
+            ends = np.array(scaling.intervals(np.ones(len(TISSUES)), level=LEVEL))  # of an estimate of 1
+            ratios = sides[1][others] / sides[0][others]
+            held.append(((ends[:, 0] <= ratios) & (ratios <= ends[:, 1])).mean(axis=0))
     means = np.mean(held, axis=0)
     return {"mean": float(means.mean())} | dict(zip(TISSUES, means.tolist(), strict=True))
 
