@@ -3,7 +3,8 @@ which case."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,26 +80,38 @@ def proposals(one: Slice, members: NDArray[np.float32]) -> tuple[NDArray[np.int6
     return np.where(one.mask, mean.argmax(axis=-1) + 1, 0), mean
 
 
-def suggestive(seed: int, settings: Settings) -> Row:
-    """Annotate a redundant pool in rounds, in several ways from the same start; and all of it."""
-    pool = redundant(seed, settings.folder, settings.pool)
+def scored(ensemble: Ensemble, settings: Settings) -> dict[str, list[float]]:
     judges = [see(one) for one in heads("judge", settings.folder, settings.judge)]
-    start = pool[: settings.budgets[0]]
-    first = Ensemble(start, seed, settings, "start")
+    return judged(judges, [members.mean(axis=0) for members in ensemble.members(judges)])
 
-    def score(ensemble: Ensemble) -> dict[str, list[float]]:
-        return judged(judges, [members.mean(axis=0) for members in ensemble.members(judges)])
 
-    campaigns = {}
-    for way in WAYS:
-        campaign = Campaign(way, pool, start, first, seed, settings)
-        rounds = []
-        for number in range(1, len(settings.budgets)):
-            campaign.go_on(number)
-            rounds.append({**campaign.facts(), "dice": score(campaign.ensemble)})
-        campaigns[way] = {"rounds": rounds, "effort": campaign.told}
-    every = score(Ensemble(pool, seed, settings, "all"))
-    return {"start": {"dice": score(first)}, "campaigns": campaigns, "all": {"dice": every}}
+@functools.lru_cache(maxsize=1)
+def beginning(seed: int, settings: Settings) -> tuple[list[Slice], Ensemble]:
+    """Return the redundant pool, and the ensemble of those of it that all campaigns start from."""
+    pool = redundant(seed, settings.folder, settings.pool)
+    return pool, Ensemble(pool[: settings.budgets[0]], seed, settings, "start")
+
+
+def start(seed: int, settings: Settings) -> Row:
+    """Judge what all campaigns start from."""
+    return {"dice": scored(beginning(seed, settings)[1], settings)}
+
+
+def whole(seed: int, settings: Settings) -> Row:
+    """Judge an ensemble of the whole pool."""
+    pool = redundant(seed, settings.folder, settings.pool)
+    return {"dice": scored(Ensemble(pool, seed, settings, "all"), settings), "pool": len(pool)}
+
+
+def suggestive(seed: int, settings: Settings, way: str) -> Row:
+    """Annotate a redundant pool in rounds, in one way."""
+    pool, first = beginning(seed, settings)
+    campaign = Campaign(way, pool, pool[: settings.budgets[0]], first, seed, settings)
+    rounds = []
+    for number in range(1, len(settings.budgets)):
+        campaign.go_on(number)
+        rounds.append({**campaign.facts(), "dice": scored(campaign.ensemble, settings)})
+    return {"rounds": rounds, "effort": campaign.told}
 
 
 class Campaign:
@@ -270,4 +283,10 @@ def routed(seed: int, settings: Settings) -> Row:
     }
 
 
-MORE = {"router": routed, "suggestive": suggestive, "colin27": colin}
+MORE: dict[str, Callable[[int, Settings], Row]] = {
+    "router": routed,
+    "start": start,
+    "whole pool": whole,
+    **{f"campaign {way}": functools.partial(suggestive, way=way) for way in WAYS},
+    "colin27": colin,
+}

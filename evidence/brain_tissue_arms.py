@@ -170,12 +170,16 @@ def volumes(
     def truth(one: Slice) -> list[float]:
         return [np.count_nonzero(one.labels.array == value) * VOXEL_ML for value in LABELS.values()]
 
-    scaling = fit_volumes(
-        np.array([amounts(share) for share in before]), np.array([truth(one) for one, _ in held])
-    )
+    known, estimated = np.array([truth(one) for one, _ in held]), np.array([amounts(s) for s in before])
+    scaling = fit_volumes(estimated, known)
     found: Row = {
         tissue: {"truth": [], "estimate": [], "by_probability": [], "by_held_out": []} for tissue in LABELS
     }
+    for number, tissue in enumerate(LABELS):
+        found[tissue]["held_out"] = {
+            "truth": known[:, number].round(3).tolist(),
+            "estimate": estimated[:, number].round(3).tolist(),
+        }
     for (one, _), share in zip(judges, shares, strict=True):
         told = np.array(amounts(share))
         rows = zip(LABELS, truth(one), told, scaling.intervals(told, level=LEVEL), strict=True)

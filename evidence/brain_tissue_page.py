@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brain_tissue_summary import BY_MINUTES, LOT, ROUTER, SUGGESTIVE, TISSUES
+from brain_tissue_summary import BY_MINUTES, LOT, ROUTER, SUGGESTIVE, TISSUES, WAYS
 from pages import MISSING, filled, number, table
 
 HERE = Path(__file__).parent
@@ -194,6 +194,9 @@ def coverage(of: Row) -> str:
             ends = f"{percent(told['low'])} to {percent(told['high'])}"
             cells = [f"{percent(told[tissue])}, {percent(told['width'][tissue])}" for tissue in TISSUES]
             rows.append([size, said, f"{percent(told['mean'])} ({ends})", *cells])
+        told = each["over_splits"]
+        cells = [percent(told[tissue]) for tissue in TISSUES]
+        rows.append([size, "held-out subjects, drawn anew", percent(told["mean"]), *cells])
     return table(["labelled", "interval from", "holds the truth", *HEAD], rows)
 
 
@@ -245,44 +248,58 @@ def share(told: Row) -> str:
     return f"{found} ({told['low']:.2f} to {told['high']:.2f})"
 
 
+def named(way: str) -> str:
+    return way.removeprefix("campaign ")
+
+
 def curves(of: Row) -> str:
-    if not of:
-        return MISSING
     rows = []
-    for way, told in of.items():
-        if isinstance(told, dict):
-            cells = [
-                f"{value:.4f}" + (f" ({count:.1f})" if way == BY_MINUTES else "")
-                for value, count in zip(told["dice"], told["labelled"], strict=True)
-            ]
-            rows.append([way, *cells, share(told)])
-    counts = [f"{count:.0f}" for count in of["budgets"]]
-    rows.append([f"all {of['pool']}", *[""] * (len(counts) - 1), number(of["dice_all"], 4), ""])
-    return table(["labelled", *counts, "share for the Dice of all less 0.005"], rows)
+    for way in (name for name in WAYS if name in of):
+        told = of[way]
+        cells = [
+            f"{value:.4f}" + (f" ({count:.1f})" if way == BY_MINUTES else "")
+            for value, count in zip(told["dice"], told["labelled"], strict=True)
+        ]
+        rows.append([named(way), told["seeds"], *cells, number(told["dice_all"], 4), share(told)])
+    if not rows:
+        return MISSING
+    counts = [f"{count:.0f}" for count in of[LOT]["labelled"]]
+    return table(
+        ["labelled", "seeds", *counts, f"all {of['pool']}", "share for that of all less 0.005"], rows
+    )
 
 
 def suggestive(of: Row) -> str:
     rows = [
-        [way, *(spread(each, 4, sign=True) for each in told["rounds"]), spread(told["average"], 4, sign=True), reading(told["average"])]
+        [
+            named(way),
+            told["average"]["seeds"],
+            *(spread(each, 4, sign=True) for each in told["rounds"]),
+            spread(told["average"], 4, sign=True),
+            reading(told["average"]),
+        ]
         for way, told in of.items()
-    ]  # fmt: skip
-    rounds = len(rows[0]) - 3 if rows else 0
-    return table(["less a choice by lot", *(f"round {n + 1}" for n in range(rounds)), "all rounds", ""], rows)
+    ]
+    rounds = len(rows[0]) - 4 if rows else 0
+    columns = ["less a choice by lot", "seeds", *(f"round {n + 1}" for n in range(rounds)), "all rounds", ""]
+    return table(columns, rows)
 
 
 def chosen(rows: Sequence[Row]) -> str:
     """Return what each way had annotated at the end, and the minutes that it took."""
-    some = [row for row in rows if row["arm"] == "suggestive"]
     found = []
-    for way in some[0]["campaigns"] if some else ():
-        last = [row["campaigns"][way]["rounds"][-1] for row in some]
-        means = [
-            sum(each["kinds"][kind] for each in last) / len(last)
-            for kind in ("own", "near duplicate", "outlier")
-        ]
-        minutes = sum(each["minutes"] for each in last) / len(last)
-        found.append([way, *(number(value, 1) for value in means), number(minutes, 0)])
-    return table(["way", "heads of their own", "near duplicates", "outliers", "minutes (prior's)"], found)
+    for way in WAYS:
+        last = [row["rounds"][-1] for row in rows if row["arm"] == way]
+        if last:
+            kinds = [
+                sum(one["kinds"][kind] for one in last) / len(last)
+                for kind in ("own", "near duplicate", "outlier")
+            ]
+            minutes = sum(one["minutes"] for one in last) / len(last)
+            found.append([named(way), len(last), *(number(value, 1) for value in kinds), number(minutes, 0)])
+    return table(
+        ["way", "seeds", "heads of their own", "near duplicates", "outliers", "minutes (prior's)"], found
+    )
 
 
 def effort(of: Row) -> str:
@@ -303,8 +320,8 @@ def effort(of: Row) -> str:
 
 def work(of: Row) -> str:
     rows = []
-    for way in (SUGGESTIVE, BY_MINUTES, LOT):
-        for criterion in ("voxels", "edge") if of else ():
+    for way in (name for name in (SUGGESTIVE, BY_MINUTES, LOT) if name in of):
+        for criterion in ("voxels", "edge"):
             each = of[way][criterion]
             cells = [
                 f"{percent(each[tissue]['total'])} ({percent(each[tissue]['least_seed'])})"
@@ -312,10 +329,10 @@ def work(of: Row) -> str:
             ]
             corrected = " / ".join(percent(each[tissue]["by_correction"]) for tissue in TISSUES)
             rows.append(
-                [way, number(of[way]["labelled"], 1), criterion, *cells,
+                [named(way), of[way]["seeds"], number(of[way]["labelled"], 1), criterion, *cells,
                  percent(each["csf"]["by_selection"]), corrected]
             )  # fmt: skip
-    columns = ["way", "labelled", "criterion", *HEAD, "by choosing alone", "by correcting alone"]
+    columns = ["way", "seeds", "labelled", "criterion", *HEAD, "by choosing alone", "by correcting alone"]
     return table(columns, rows)
 
 

@@ -14,14 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from sagittal.segmentation import fit_volumes
+
 Row = dict[str, Any]
 Array = NDArray[np.float64]
 
 TISSUES = "csf", "gm", "wm"
 DRAWS = 4000
+LEVEL = 0.95
+SPLITS = 100
 LESS = 0.005
 """Suggestive annotation is to reach the Dice of all labels less this."""
-SUGGESTIVE, LOT, BY_MINUTES = "uncertainty+cover", "random", "uncertainty+cover, by minutes"
+LOT, SUGGESTIVE = "campaign random", "campaign uncertainty+cover"
+BY_MINUTES = f"{SUGGESTIVE}, by minutes"
+WAYS = LOT, SUGGESTIVE, "campaign entropy", "campaign core-set", BY_MINUTES
 ROUTER = "ridge, slice"
 """The router's defaults; the other three ways are told beside it and not chosen from."""
 WORK_SAVED = (
@@ -73,10 +79,10 @@ def summary(rows: Sequence[Row]) -> Row:
         "dice_all_subjects": lambda: overlap(of, "all subjects"),
         "dice_untrained": lambda: overlap(of, "untrained"),
         "dice_untrained_chosen": lambda: overlap(of, "untrained chosen"),
-        "suggestive_share_for_full_dice": lambda: shares(of.get("suggestive", {})),
-        "suggestive_gain": lambda: suggestive_gains(of.get("suggestive", {})),
-        "effort_rank_correlation": lambda: effort(of.get("suggestive", {})),
-        "work_saved_by_tissue": lambda: work_saved(of.get("suggestive", {})),
+        "suggestive_share_for_full_dice": lambda: shares(of),
+        "suggestive_gain": lambda: suggestive_gains(of),
+        "effort_rank_correlation": lambda: effort(of.get(SUGGESTIVE, {})),
+        "work_saved_by_tissue": lambda: work_saved(of),
         "volume_interval_coverage": lambda: coverage(of),
         "ece": lambda: calibration(of),
         "router_gain": lambda: router(of.get("router", {})),
@@ -175,120 +181,109 @@ def retrieved(of: Mapping[str, Mapping[int, Row]]) -> Row:
     return {"dice_of_retrieved_labels": found} if found else {}
 
 
-def curves(rows: Mapping[int, Row], way: str) -> Array:
+def curves(of: Mapping[str, Mapping[int, Row]], way: str, seeds: Sequence[int]) -> Array:
     """Return a campaign's Dice, shape (seeds, subjects, rounds), the start first."""
     each = []
-    for row in rows.values():
-        records = [row["start"]["dice"], *(one["dice"] for one in row["campaigns"][way]["rounds"])]
+    for seed in seeds:
+        records = [of["start"][seed]["dice"], *(one["dice"] for one in of[way][seed]["rounds"])]
         each.append(np.stack([grid([record])[0].mean(axis=1) for record in records], axis=-1))
     return np.stack(each)
 
 
-def full(rows: Mapping[int, Row]) -> Array:
-    """Return the Dice with the whole pool labelled, shape (seeds, subjects)."""
-    return grid([row["all"]["dice"] for row in rows.values()]).mean(axis=2)
+def shared(of: Mapping[str, Mapping[int, Row]], *arms: str) -> list[int]:
+    """Return the seeds that all of these arms have."""
+    return sorted(set.intersection(*(set(of.get(arm, {})) for arm in arms)))
 
 
-def labelled(rows: Mapping[int, Row], way: str) -> Array:
-    """Return how many are labelled after each round on average, the start first."""
-    first = next(iter(rows.values()))
-    start = first["campaigns"][LOT]["effort"][0]["labelled"]
-    return np.mean(
-        [[start, *(one["labelled"] for one in row["campaigns"][way]["rounds"])] for row in rows.values()],
-        axis=0,
-    )
-
-
-def pool_size(rows: Mapping[int, Row]) -> int:
-    first = next(iter(rows.values()))["campaigns"][LOT]["effort"][0]
-    return int(first["labelled"]) + len(first["real"])
-
-
-def enough(curve: Array, wanted: float, counts: Array, pool: int) -> float:
-    """Return the least share of the pool whose Dice is ``wanted`` or more; 1 if none of these is."""
-    reached = np.flatnonzero(curve >= wanted)
-    return float(counts[reached[0]]) / pool if len(reached) else 1.0
-
-
-def shares(rows: Mapping[int, Row]) -> Row | None:
+def shares(of: Mapping[str, Mapping[int, Row]]) -> Row | None:
     """Return the share of labels that gives the Dice of all less LESS, by way of choosing."""
-    if not rows:
+    if not shared(of, "start", "whole pool", SUGGESTIVE, LOT):
         return None
-    pool, every = pool_size(rows), full(rows)
-    found: Row = {
-        "less": LESS,
-        "pool": pool,
-        "dice_all": float(every.mean()),
-        "budgets": labelled(rows, LOT).tolist(),
-    }
-    for way in ways(rows):
-        values, counts = curves(rows, way), labelled(rows, way)
-
+    found: Row = {"less": LESS, "pool": next(iter(of["whole pool"].values()))["pool"]}
+    for way in WAYS:
+        seeds = shared(of, "start", "whole pool", way)
+        if not seeds:
+            continue
+        every = grid([of["whole pool"][seed]["dice"] for seed in seeds]).mean(axis=2)
+        values = curves(of, way, seeds)
+        counts = np.mean(
+            [
+                [
+                    of[way][seed]["effort"][0]["labelled"],
+                    *(one["labelled"] for one in of[way][seed]["rounds"]),
+                ]
+                for seed in seeds
+            ],
+            axis=0,
+        )
         both = np.concatenate([values, every[..., None]], axis=2)
-        told = [enough(means[:-1], means[-1] - LESS, counts, pool) for means in drawn(both)]
+        told = [enough(means[:-1], means[-1] - LESS, counts, found["pool"]) for means in drawn(both)]
         low, high = (float(end) for end in np.quantile(told, [0.025, 0.975]))
-        reached = enough(values.mean(axis=(0, 1)), float(every.mean()) - LESS, counts, pool)
+        means = values.mean(axis=(0, 1))
+        reached = enough(means, float(every.mean()) - LESS, counts, found["pool"])
         found[way] = {
+            "seeds": len(seeds),
             "share": reached if reached < 1 else None,
             "low": low,
             "high": high,
-            "dice": values.mean(axis=(0, 1)).tolist(),
-            "less_than_all": (every.mean() - values.mean(axis=(0, 1))).tolist(),
+            "dice": means.tolist(),
+            "dice_all": float(every.mean()),
             "labelled": counts.tolist(),
         }
     return found
 
 
-def ways(rows: Mapping[int, Row]) -> list[str]:
-    return list(next(iter(rows.values()))["campaigns"])
+def enough(curve: Array, wanted: float, counts: Array, pool: int) -> float:
+    """Return the least share of the pool from which on the Dice is ``wanted`` or more; 1 if none of these
+    is."""
+    short = np.flatnonzero(curve < wanted)
+    first = int(short[-1]) + 1 if len(short) else 0
+    return float(counts[first]) / pool if first < len(counts) else 1.0
 
 
-def suggestive_gains(rows: Mapping[int, Row]) -> Row | None:
+def suggestive_gains(of: Mapping[str, Mapping[int, Row]]) -> Row | None:
     """Return each way's Dice less that of a choice by lot: at each round, and on average of the rounds."""
-    if not rows:
-        return None
-    lot = curves(rows, LOT)[..., 1:]
     found: Row = {}
-    for way in ways(rows):
-        if way in (LOT, BY_MINUTES):
+    for way in WAYS:
+        seeds = shared(of, "start", way, LOT)
+        if way in (LOT, BY_MINUTES) or not seeds:
             continue
-        apart = curves(rows, way)[..., 1:] - lot
+        apart = (curves(of, way, seeds) - curves(of, LOT, seeds))[..., 1:]
         found[way] = {
             "rounds": [with_interval(apart[..., n]) for n in range(apart.shape[2])],
             "average": with_interval(apart.mean(axis=2)),
         }
-    return found
+    return found or None
 
 
-def effort(rows: Mapping[int, Row], way: str = SUGGESTIVE) -> Row | None:
+def effort(rows: Mapping[int, Row]) -> Row | None:
     """Return how minutes predicted before an annotation rank with the real work of its correction.
 
     Spearman's correlation over the candidates of a round, averaged over rounds; the interval is over seeds.
     """
     if not rows:
         return None
+    told = [row["effort"] for row in rows.values()]
 
-    def average(name: str, *, outliers: bool = True) -> Array:
-        each = [[ranked(told, name, outliers=outliers) for told in row["campaigns"][way]["effort"]]
-                for row in rows.values()]  # fmt: skip
-        return np.nanmean(np.array(each, dtype=np.float64), axis=1)[:, None]
+    def average(name: str, *, outliers: bool = True) -> Row:
+        each = [[ranked(one, name, outliers=outliers) for one in rounds] for rounds in told]
+        found = with_interval(np.nanmean(np.array(each, dtype=np.float64), axis=1)[:, None])
+        del found["subjects"]
+        return found
 
     def scale(name: str, place: int) -> float:
-        told = [row["campaigns"][way]["effort"][place] for row in rows.values()]
-        return float(np.median([sum(one["real"]) / sum(one[name]) for one in told]))
+        return float(np.median([sum(rounds[place]["real"]) / sum(rounds[place][name]) for rounds in told]))
 
-    found = with_interval(average("predicted"))
-    del found["subjects"]
-    return found | {
-        "without_outliers": with_interval(average("predicted", outliers=False)),
-        "by_prior": with_interval(average("predicted_by_prior")),
+    return average("predicted") | {
+        "without_outliers": average("predicted", outliers=False),
+        "by_prior": average("predicted_by_prior"),
         "rounds": [
-            float(np.mean([ranked(row["campaigns"][way]["effort"][n], "predicted") for row in rows.values()]))
-            for n in range(len(next(iter(rows.values()))["campaigns"][way]["effort"]))
+            float(np.mean([ranked(each[n], "predicted") for each in told])) for n in range(len(told[0]))
         ],
         "real_by_predicted": {
             "first round, prior": scale("predicted_by_prior", 0),
-            "last round": scale("predicted", -1),
+            "last round, prior": scale("predicted_by_prior", -1),
+            "last round, logs": scale("predicted", -1),
         },
     }
 
@@ -302,13 +297,16 @@ def ranked(told: Mapping[str, Any], name: str, *, outliers: bool = True) -> floa
     return float(spearmanr(predicted, real).statistic)
 
 
-def work_saved(rows: Mapping[int, Row]) -> Row | None:
+def work_saved(of: Mapping[str, Mapping[int, Row]]) -> Row | None:
     """Return the work that is saved when the last round is done, by way, criterion and tissue."""
-    if not rows:
+    if not shared(of, "start", SUGGESTIVE):
         return None
     found: Row = {"definition": WORK_SAVED}
-    for way in (SUGGESTIVE, BY_MINUTES, LOT):
-        last = [row["campaigns"][way]["rounds"][-1] for row in rows.values()]
+    for way in WAYS:
+        seeds = shared(of, "start", way)
+        if not seeds:
+            continue
+        last = [of[way][seed]["rounds"][-1] for seed in seeds]
         each = {}
         for criterion in ("voxels", "edge"):
             each[criterion] = {
@@ -320,9 +318,10 @@ def work_saved(rows: Mapping[int, Row]) -> Row | None:
                 for tissue in TISSUES
             }
         found[way] = {
+            "seeds": len(seeds),
             "labelled": float(np.mean([one["labelled"] for one in last])),
             "minutes": float(np.mean([one["minutes"] for one in last])),
-            "dice": float(curves(rows, way)[..., -1].mean()),
+            "dice": float(curves(of, way, seeds)[..., -1].mean()),
             **each,
         }
     return found
@@ -348,8 +347,35 @@ def coverage(of: Mapping[str, Mapping[int, Row]]) -> Row | None:
                 tissue: float(inside[..., n].mean()) for n, tissue in enumerate(TISSUES)
             }
             each[kind]["width"] = {tissue: float(np.median(wide[..., n])) for n, tissue in enumerate(TISSUES)}
-        found[arm] = each
+        found[arm] = each | {"over_splits": split_coverage(rows)}
     return found or None
+
+
+def split_coverage(rows: Sequence[Row]) -> Row:
+    """Return how often the interval holds the truth when those that calibrate are drawn anew, by tissue.
+
+    As many calibrate as did, of all subjects that trained nothing; the others judge. One set of twenty may
+    lie well or badly by chance; this is what the method does on average over such sets. The temperatures are
+    those of the set that was fixed beforehand.
+    """
+    random = np.random.default_rng(0)
+    held: list[Array] = []
+    for row in rows:
+        columns = [row[tissue] for tissue in TISSUES]
+        sides = [
+            np.array([[*each["held_out"][name], *each[name]] for each in columns]).T
+            for name in ("estimate", "truth")
+        ]
+        count = len(columns[0]["held_out"]["truth"])
+        for _ in range(SPLITS):
+            order = random.permutation(len(sides[0]))
+            some, others = order[:count], order[count:]
+            scaling = fit_volumes(sides[0][some], sides[1][some])
+            ends = np.array(scaling.intervals(np.ones(len(TISSUES)), level=LEVEL))  # of an estimate of 1
+            ratios = sides[1][others] / sides[0][others]
+            held.append(((ends[:, 0] <= ratios) & (ratios <= ends[:, 1])).mean(axis=0))
+    means = np.mean(held, axis=0)
+    return {"mean": float(means.mean())} | dict(zip(TISSUES, means.tolist(), strict=True))
 
 
 def calibration(of: Mapping[str, Mapping[int, Row]]) -> Row | None:
