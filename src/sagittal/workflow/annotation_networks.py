@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError, ModelError
 from sagittal.core.files import storage_errors
+from sagittal.core.native import thread_count
 from sagittal.segmentation import NetworkConfig, SegmentationModel, model_from_bytes, predict
 from sagittal.workflow.annotation_queue import Scan
-from sagittal.workflow.segment_training import MODEL
+from sagittal.workflow.segment_prediction import model_file
 
 __all__ = ["Networks", "UncertaintyMaps", "read_networks"]
 
@@ -47,7 +47,7 @@ class Networks:
 
     def __call__(self, scan: Scan) -> NDArray[Any]:
         """Return the probabilities of each network, shape (networks, i, j, k, labels)."""
-        threads = _processors()
+        threads = thread_count()
         return np.stack([predict(model, scan.channels, scan.mask, threads=threads) for model in self.models])
 
 
@@ -84,13 +84,7 @@ def read_networks(paths: Sequence[Path]) -> Networks:
     models: list[SegmentationModel] = []
     files, digests = [], []
     for path in paths:
-        file = path / MODEL if path.is_dir() else path
-        if not file.is_file():
-            raise InputError(
-                "there is no model",
-                source=file,
-                expected="a folder that 'sagittal segment train' has written, or the file in it",
-            )
+        file = model_file(path)
         with storage_errors(file):
             content = file.read_bytes()
         model = model_from_bytes(content, file)
@@ -121,7 +115,3 @@ def _weigh_alike(one: SegmentationModel, other: SegmentationModel) -> bool:
     return one.weights.keys() == other.weights.keys() and all(
         np.array_equal(array, other.weights[name]) for name, array in one.weights.items()
     )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

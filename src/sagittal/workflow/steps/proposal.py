@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sagittal.core.errors import InputError, ModelError
-from sagittal.segmentation import SegmentationModel, model_from_bytes, predict
+from sagittal.core.errors import InputError
+from sagittal.segmentation import predict
 from sagittal.volume import Volume
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.network_input import field_of, image_roles, network_input, on_image, wants_field
+from sagittal.workflow.pinned_network import pinned_network
 from sagittal.workflow.step import Context, Result, Step
 
 __all__ = ["PROPOSAL", "ProposeLabels"]
@@ -62,7 +63,8 @@ class ProposeLabels(Step):
         return {PROPOSAL: Kind.VOLUME}
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
-        models = [self._read(context, *pinned) for pinned in zip(self.models, self.sha256, strict=True)]
+        pinned = zip(self.models, self.sha256, strict=True)
+        models = [pinned_network(context, name, sha256, self.channels) for name, sha256 in pinned]
         config = models[0].config
         registered = inputs.get(f"{self.prefix}-map.files")
         images = {role: inputs[role] for role in image_roles(self.channels)}
@@ -73,22 +75,3 @@ class ProposeLabels(Step):
         shares = np.mean([predict(model, seen.channels, seen.mask) for model in models], axis=0)
         found = on_image(shares.astype(np.float32), seen, first, config.labels)
         return Result(outputs={PROPOSAL: found.replace(facts={"models": list(self.sha256)})}, findings=())
-
-    def _read(self, context: Context, name: str, sha256: str) -> SegmentationModel:
-        path = context.file(name)
-        if context.models[name] != sha256:
-            raise InputError(
-                "the file is not the model that was asked for",
-                source=name,
-                value=f"sha256 {context.models[name]}",
-                expected=f"sha256 {sha256}",
-            )
-        model = model_from_bytes(path.read_bytes(), path)
-        if model.config.channels != self.channels:
-            raise ModelError(
-                "the model was trained for other channels",
-                source=path,
-                value=", ".join(self.channels),
-                expected=", ".join(model.config.channels),
-            )
-        return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,10 +10,12 @@ import numpy as np
 
 from sagittal.case.record import FindingDraft
 from sagittal.core.errors import InputError, ModelError
-from sagittal.segmentation import class_volumes, doubtful_share, model_from_bytes, predict
+from sagittal.core.native import thread_count
+from sagittal.segmentation import class_volumes, doubtful_share, predict
 from sagittal.volume import Volume
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.network_input import field_of, image_roles, network_input, on_image, wants_field
+from sagittal.workflow.pinned_network import pinned_network
 from sagittal.workflow.step import Context, Result, Step
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class SegmentByNetwork(Step):
         return {"segmentation": Kind.VOLUME}
 
     def run(self, inputs: Mapping[str, Any], context: Context) -> Result:
-        model = self._read(context)
+        model = pinned_network(context, self.model, self.sha256, self.channels)
         registered = inputs.get(f"{self.prefix}-registration")
         if registered is not None:
             _require_atlas(model, registered, self.model)
@@ -92,7 +93,7 @@ class SegmentByNetwork(Step):
         first: Volume = images[self.channels[0]]
         seen = network_input(images, self.channels, model.config.spacing_mm, field)
         context.report("segmenting with the network")
-        shares = predict(model, seen.channels, seen.mask, precision=self.precision, threads=_processors())
+        shares = predict(model, seen.channels, seen.mask, precision=self.precision, threads=thread_count())
         found = on_image(shares, seen, first, model.config.labels)
         learned = f"{len(model.subjects)} {model.facts.get('data', '')} subjects".replace("  ", " ")
         facts: dict[str, Any] = {
@@ -162,25 +163,6 @@ class SegmentByNetwork(Step):
             details={"share": round(share, 6), "beside": self.beside},
         )
 
-    def _read(self, context: Context) -> SegmentationModel:
-        path = context.file(self.model)
-        if context.models[self.model] != self.sha256:
-            raise InputError(
-                "the file is not the model that was asked for",
-                source=self.model,
-                value=f"sha256 {context.models[self.model]}",
-                expected=f"sha256 {self.sha256}",
-            )
-        model = model_from_bytes(path.read_bytes(), path)
-        if model.config.channels != self.channels:
-            raise ModelError(
-                "the model was trained for other channels",
-                source=path,
-                value=", ".join(self.channels),
-                expected=", ".join(model.config.channels),
-            )
-        return model
-
 
 def mirrored(model: SegmentationModel, image: Volume) -> str:
     """Return what to warn of where left and right may be exchanged; empty where nothing speaks for it.
@@ -225,7 +207,3 @@ def _require_atlas(model: SegmentationModel, registered: Mapping[str, Any], sour
             value=f"image sha256 {registered['atlas_image'][:12]}…",
             expected=f"image sha256 {', '.join(digest[:12] + '…' for digest in known)}",
         )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
