@@ -184,6 +184,10 @@ def test_killed_and_called_again_a_training_ends_with_the_same_bits(tmp_path: Pa
     running.wait()
     assert state.is_file()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
+    other = [*command("killed")[:3], *command("killed")[3:]]
+    other[other.index("--steps") + 1] = "160"
+    refusal = subprocess.run(other, capture_output=True, text=True, check=False)
+    assert "the training that was begun there differs in steps" in " ".join(refusal.stderr.split())
     again = subprocess.run(command("killed"), capture_output=True, text=True, check=True)
     assert json.loads(again.stdout.splitlines()[-1])["resumed_at"] >= 50
     subprocess.run(command("whole"), capture_output=True, text=True, check=True)
@@ -224,6 +228,25 @@ def test_from_too_few_the_interval_is_that_of_the_probabilities(trained: tuple[P
         assert "from the probabilities alone" in one["caution"]
 
 
+def test_volume_change_and_rotation_against_the_atlas_are_channels(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 4)
+    for name, seed in (("atlas", 90), ("other", 91)):
+        write_nifti(subject(seed)[0], tmp_path / f"{name}.nii.gz")
+    train = ("segment", "train", "--out", tmp_path / "m", "--cases", store, "--channels", "t1,jacobian,curl")
+    said = result(*train, "--atlas", tmp_path / "atlas.nii.gz", *SMALL)
+    assert said["config"]["channels"] == ["t1", "jacobian", "curl_x", "curl_y", "curl_z"]
+    assert said["held_out"]["dice_mean"] > 0.6
+    case_id = another(tmp_path, 41)
+    predict = ("segment", "predict", tmp_path / "m", "--case", case_id, "--cases", store, "--atlas")
+    refusal = refused(*predict, tmp_path / "other.nii.gz")
+    assert "the model was trained with another atlas" in refusal
+    found = result(*predict, tmp_path / "atlas.nii.gz")
+    assert [one["code"] for one in found["findings"]].count("segmentation.volume") == 3
+    with CaseStore(store) as opened:
+        kept = artifacts.load(opened.objects, opened.case(case_id).latest("segmentation"))
+        assert np.mean(kept.array == subject(41)[1].array) > 0.8
+
+
 # What is refused
 
 
@@ -231,6 +254,7 @@ def test_too_few_labelled_subjects(tmp_path: Path) -> None:
     said = refused("segment", "train", "--out", tmp_path / "m", "--cases", store_with(tmp_path, 2), *SMALL)
     assert "too few labelled subjects; got 2 with labels csf, gm, wm" in said
     assert "expected 3 or more to train; for an interval of how good the model is, 6 held out" in said
+    assert "and for one of volumes 3" in said
     assert not (tmp_path / "m").exists()
 
 

@@ -92,6 +92,15 @@ def train(
             [[one["subject"], *(f"{d:.3f}" for d in one["dice"].values())] for one in held["subjects"]],
         )
         typer.echo(_interval(held))
+        if held["ece"] is not None:
+            typer.echo(f"calibration error {held['ece']:.4f}, each subject by the temperatures of the others")
+        volumes = held["volumes"]
+        if "why_not" in volumes:
+            typer.echo(f"volumes have the interval of their probabilities alone: {volumes['why_not']}")
+        elif volumes["of"]:
+            typer.echo(
+                f"volumes: {volumes['held']} of {volumes['of']} intervals of the others hold the labels'"
+            )
 
     emit(result, as_json=as_json, text=text)
 

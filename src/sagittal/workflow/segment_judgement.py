@@ -41,10 +41,10 @@ def judged(
 ) -> tuple[SegmentationModel, dict[str, Any]]:
     """Fit a model's temperatures and volumes on held-out subjects, and say how good it is on them.
 
-    The calibration error is that of subjects that fitted nothing: each subject's probabilities take the
-    temperatures of the others. With one subject there is none. Likewise each subject's volumes take the
-    intervals that the others earned, from four subjects on; the temperatures below them are those of all,
-    which have seen its voxels.
+    Dice and calibration error are those of subjects that fitted nothing: each subject's probabilities take
+    the temperatures of the others. With one subject there is no calibration error, and Dice is that without
+    temperatures. Likewise each subject's volumes take the intervals that the others earned, from four
+    subjects on; the temperatures below them are those of all, which have seen its voxels.
 
     Returns:
         The model with the temperatures and volumes of all held-out subjects, and JSON values.
@@ -57,20 +57,19 @@ def judged(
         logits = predict_logits(plain, seen.channels, seen.mask)
         classes = true_classes(model.config, image)
         known = image.mask & (classes >= 0)
-        labels = np.where(known, image.labels, 0)
         shares = probabilities_of(plain, logits, seen.mask)
-        found = np.where(known, named(shares), 0)
-        overlaps.append(
-            {name: dice(found == n, labels == n) for n, name in enumerate(model.config.labels, 1)}
-        )
         rows.append((all_classes(model.config, shares[known]), classes[known]))
         unknown |= bool((image.mask & ~known).any())
     drawn = [_thinned(p, y, number, _ROWS // len(rows)) for number, (p, y) in enumerate(rows)]
     errors = []
+    first = int(model.config.background)
     for number, (p, y) in enumerate(rows):
         others = [pair for other, pair in enumerate(drawn) if other != number]
+        told = _fitted(others).apply(p) if others else p
+        found = told.argmax(axis=-1)
+        overlaps.append({name: dice(found == n, y == n) for n, name in enumerate(model.config.labels, first)})
         if others:
-            errors.append(calibration_error(_fitted(others).apply(p), y))
+            errors.append(calibration_error(told, y))
     means = [float(np.mean(list(each.values()))) for each in overlaps]
     worst_first = np.argsort(means, kind="stable").tolist()
     said: dict[str, Any] = {
@@ -87,7 +86,6 @@ def judged(
         )
     temperatures = _fitted(drawn)
     size = [seen.geometry.voxel_volume_ml for _, seen in held]
-    first = int(model.config.background)
     estimated = np.array(
         [temperatures.apply(p)[:, first:].sum(axis=0) * ml for (p, _), ml in zip(rows, size, strict=True)]
     )

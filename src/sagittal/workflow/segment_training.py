@@ -18,10 +18,11 @@ import numpy as np
 from sagittal.core.errors import FormatError, InputError
 from sagittal.core.files import write_bytes, write_text
 from sagittal.core.progress import Report, silent
-from sagittal.core.provenance import canonical_json
+from sagittal.core.provenance import canonical_json, hash_array
 from sagittal.core.randomness import generator
 from sagittal.segmentation import LabelledImage, NetworkConfig, TrainingState, train
 from sagittal.segmentation.network_file import model_bytes, state_bytes, state_from_bytes
+from sagittal.segmentation.volumes import LEAST_SUBJECTS
 from sagittal.workflow.labelled import LabelledCase, field_for, labelled_cases
 from sagittal.workflow.network_input import expanded
 from sagittal.workflow.runner import Runner
@@ -106,7 +107,7 @@ def train_on_store(
             source=runner.store.source,
             value=f"{len(cases)} with labels {', '.join(plan.labels)}, {held} of them held out",
             expected=f"{max(FEWEST, held + FEWEST - 1)} or more to train; for an interval of how good the "
-            f"model is, {FEWEST_FOR_INTERVAL} held out",
+            f"model is, {FEWEST_FOR_INTERVAL} held out, and for one of volumes {LEAST_SUBJECTS}",
         )
     if (out / MODEL).exists():
         raise InputError("the folder holds a model already", source=out / MODEL, expected="another folder")
@@ -131,8 +132,9 @@ def train_on_store(
                 "batch": plan.batch,
                 "rate": plan.rate,
                 "seed": plan.seed,
-                "subjects": [[image.subject, image.label_hash] for image in learns],
-                "held out": [images[number].subject for number in last],
+                "subjects": [_known_by(image) for image in learns],
+                "held out": [_known_by(images[number]) for number in last],
+                "atlas": sorted(hashes - {""}),
             }
         )
     )
@@ -179,6 +181,10 @@ def train_on_store(
     write_bytes(out / MODEL, model_bytes(model))
     kept.unlink(missing_ok=True)
     return result
+
+
+def _known_by(image: LabelledImage) -> list[str]:
+    return [image.subject, image.label_hash, hash_array(image.channels)]
 
 
 def training_history(model: Path) -> dict[str, Any]:
