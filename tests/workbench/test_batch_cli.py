@@ -231,7 +231,10 @@ def test_an_interrupted_batch_says_how_to_go_on_and_goes_on(
     [
         (["nowhere"], "nowhere: there is no such folder"),
         (["."], "the folder is empty"),
-        ([".", "--steps", "tisue"], "no step has this name; got 'tisue'; expected some of tissue, atlas, ct"),
+        (
+            [".", "--steps", "tisue"],
+            "no step has this name; got 'tisue'; expected some of tissue, tissue-network, atlas, ct",
+        ),
         ([".", "--steps", "report"], "no step takes a file"),
         ([".", "--ray-address", "auto"], "expected --engine ray"),
     ],
