@@ -17,6 +17,7 @@ from tables import NAMES, bootstrap
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "tissue-network.md"
 RESULT = HERE / "results" / "tissue_network.json"
+SPEED = HERE.parent / "benchmarks" / "results" / "segment_inference.json"
 FLOOR = "hidden Markov field, T1"
 FEW, ALL = "5 subjects, ", "24 subjects, "
 FEW_DICE, ALL_DICE, ECE, COVERAGE = 0.88, 0.92, 0.02, (0.92, 0.98)
@@ -33,6 +34,7 @@ def page(path: Path = RESULT) -> str:
         "targets": targets,
         "overlap": overlap,
         "doubt": doubt,
+        "speed": lambda _: speed(),
     }
     return filled(HERE / "tissue-network.md.in", {name: make(kept) for name, make in made.items()})
 
@@ -108,6 +110,26 @@ def overlap(kept: Row) -> str:
         rows.append([arm, *each, f"{mean(values):.3f} ({low:.3f} to {high:.3f})", " / ".join(apart), seconds])
     names = [f"Dice, {name}" for name in NAMES.values()]
     return table(["method", *names, "mean", "HD95 of each, mm", "CPU seconds a head"], rows)
+
+
+def speed(path: Path = SPEED) -> str:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    names = {"sagittal": f"sagittal, {found['precision']}", "sagittal float32": "sagittal, float32"}
+    names["monai float32"] = f"MONAI's sliding window of {found['window']} voxels as it comes, float32"
+    rows = [
+        [
+            names[name],
+            f"{seconds:.1f}",
+            f"{found['of_monai'][name]:.2f}",
+            f"{100 * found['same_label'][name]:.1f} %",
+        ]
+        for name, seconds in found["seconds"].items()
+    ]
+    machine = (
+        f"{found['machine']['processor']}, {found['threads']} threads, least of {found['rounds']} rounds"
+    )
+    columns = ["network of the same weights", "seconds", "of MONAI's", "voxels with MONAI's label"]
+    return f"{machine}:\n\n{table(columns, rows)}"
 
 
 def doubt(kept: Row) -> str:
