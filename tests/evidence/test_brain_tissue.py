@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sagittal.volume import Geometry, Volume, write_nifti
+from ball_cohort import EVIDENCE, ball, ball_cohort
+from sagittal.volume import Volume, write_nifti
 
 for package in ("scipy", "sklearn", "dipy", "torch"):
     pytest.importorskip(package)
 
-EVIDENCE = Path(__file__).parents[2] / "evidence"
 TISSUES = "csf", "gm", "wm"
 
 
@@ -29,21 +29,8 @@ def script(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of every arm on few simulated balls, in place of the template; the folder that it leaves."""
-    from scipy import ndimage
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EVIDENCE))
-        cohort = script("cohort")
-        shape, affine = (40, 48, 40), np.diag([4.0, 4.0, 4.0, 1.0])
-        affine[:3, 3] = [-78.0, -94.0, -78.0]
-        grid = Geometry(shape, affine)
-        index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-        far = np.linalg.norm(grid.index_to_world(index) / [60.0, 75.0, 60.0], axis=-1)
-        masks = np.stack([(far < 1) & (far >= 0.9), (far < 0.9) & (far >= 0.6), far < 0.6]).astype(np.float32)
-        shares = ndimage.gaussian_filter(masks, (0, 1, 1, 1))
-        t1 = np.tensordot(np.float32([0.25, 0.62, 0.9]), shares, 1)
-        cohort._maps.cache_clear()
-        patch.setattr(cohort, "_whole", lambda: (t1, shares, grid))
+    with ball_cohort():
+        t1, _, masks, grid = ball()
         folder = tmp_path_factory.mktemp("tissue")
         head = folder / "head"
         head.mkdir()
@@ -52,7 +39,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_nifti(Volume((masks[1] > 0).astype(np.uint8), grid), head / "aal.nii.gz")
         run(folder)
         yield folder
-        cohort._maps.cache_clear()
 
 
 def run(folder: Path) -> None:

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from sagittal.volume import Geometry
+from ball_cohort import ball_cohort
 
 ndimage = pytest.importorskip("scipy.ndimage")
 
-EVIDENCE = Path(__file__).parents[2] / "evidence"
-
 
 @pytest.fixture
-def cohort(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def cohort() -> Iterator[ModuleType]:
     """The simulator on a ball of white matter in a shell of grey matter, in place of the template."""
-    monkeypatch.syspath_prepend(str(EVIDENCE))
-    module = importlib.import_module("cohort")
-    shape, affine = (40, 48, 40), np.diag([4.0, 4.0, 4.0, 1.0])
-    affine[:3, 3] = [-78.0, -94.0, -78.0]
-    grid = Geometry(shape, affine)
-    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    far = np.linalg.norm(grid.index_to_world(index) / [60.0, 75.0, 60.0], axis=-1)
-    masks = np.stack([(far < 1) & (far >= 0.9), (far < 0.9) & (far >= 0.6), far < 0.6]).astype(np.float32)
-    shares = ndimage.gaussian_filter(masks, (0, 1, 1, 1))  # borders as soft as those of an average
-    t1 = np.tensordot(np.float32([0.25, 0.62, 0.9]), shares, 1)
-    module._maps.cache_clear()
-    monkeypatch.setattr(module, "_whole", lambda: (t1, shares, grid))
-    yield module
-    module._maps.cache_clear()
+    with ball_cohort() as module:
+        yield module
 
 
 @pytest.mark.parametrize("flat", [True, False])

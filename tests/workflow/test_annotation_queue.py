@@ -161,6 +161,75 @@ def test_a_case_that_cannot_be_read_is_left_out_and_said_to_be() -> None:
         queue(cases=[bad])
 
 
+def crowd(*, started: bool = False) -> list[Pending]:
+    """Nine heads alike, and one whose image is a ghost of itself."""
+
+    def spoilt() -> Scan:
+        good = scan(9, 0.9)
+        ghost = np.where(
+            good.mask, np.roll(good.channels[0], SHAPE[0] // 4, 0) + (np.indices(SHAPE)[1] < 8), 0
+        )
+        return replace(good, channels=np.stack([ghost.astype(np.float32), *good.channels[1:]]))
+
+    odd = Pending(case="case-9", subject="person 9", label="ghost", started=started, load=spoilt)
+    return [*(case(seed, 0.1 + 0.01 * seed) for seed in range(9)), odd]
+
+
+@pytest.mark.parametrize("unit", [Unit.VOLUME, Unit.SLICE])
+def test_what_looks_unlike_the_others_is_set_aside_and_said(unit: Unit) -> None:
+    told = {"cases": crowd(), "unit": unit, "method": Method.UNCERTAINTY}
+    found = queue(**told)
+    (aside,) = found.aside
+    assert (aside.case, aside.label) == ("case-9", "ghost")
+    assert aside.similarity < aside.usual
+    assert str(aside) in found.notes
+    assert "case-9" not in {item.case for item in found.items}
+    everything = queue(**told, with_unlike=True)
+    assert everything.aside == ()
+    assert everything.items[0].case == "case-9"
+    assert everything.candidates > found.candidates
+
+
+def test_what_a_person_has_begun_is_not_set_aside() -> None:
+    assert queue(cases=crowd(started=True)).aside == ()
+
+
+def test_labelled_cases_say_what_is_usual() -> None:
+    *usual, odd = crowd()
+    assert queue(cases=[usual[0], odd]).aside == ()
+    assert [one.case for one in queue(cases=[usual[0], odd], labelled=usual[1:]).aside] == ["case-9"]
+    with pytest.raises(InputError, match=r"case-9 looks unlike the others .* leave to choose among all"):
+        queue(cases=[odd], labelled=usual)
+
+
+def test_the_page_shows_what_is_set_aside(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    pytest.importorskip("jinja2")
+    from sagittal.workflow.export.queue_page import aside_pictures, queue_pictures, write_queue_page
+
+    maps: dict[str, Any] = {}
+    found = queue(cases=crowd(), keep=maps.__setitem__)
+    pictures = queue_pictures(found, crowd(), maps.__getitem__)
+    aside = aside_pictures(found, crowd(), maps.__getitem__)
+    path = tmp_path / "queue.html"
+    write_queue_page(found, pictures, path, store="store", model="model", aside=aside)
+    text = path.read_text()
+    assert "<b>ghost</b>, case case-9" in text
+    assert aside[0].image in text
+    assert "--with-unlike" in text
+    write_queue_page(queue(), pictures, path, store="store", model="model")
+    assert "Set aside" not in path.read_text()
+
+
+def test_a_case_with_nothing_to_annotate_is_left_out() -> None:
+    def empty() -> Scan:
+        return replace(scan(0, 0.5), mask=np.zeros(SHAPE, bool))
+
+    found = queue(cases=[*CASES, Pending(case="empty", subject="empty", load=empty)])
+    assert found.candidates == 4
+    assert "case empty is left out: nothing in it is to be annotated" in found.notes
+
+
 def test_nothing_left_is_said() -> None:
     with pytest.raises(InputError, match="nothing is left to annotate"):
         queue(cases=[])

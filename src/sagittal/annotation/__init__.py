@@ -10,6 +10,7 @@ from sagittal.annotation.effort import (
     correction_effort,
     expected_effort,
 )
+from sagittal.annotation.likeness import Likeness, likeness
 from sagittal.annotation.minutes import LoggedMinutes, MinutesModel, fit_minutes, total_minutes
 from sagittal.annotation.selection import Budget, Candidate, Choice, Method, Pick, select
 from sagittal.annotation.uncertainty import (
@@ -31,6 +32,7 @@ __all__ = [
     "Cover",
     "Draw",
     "Effort",
+    "Likeness",
     "LoggedMinutes",
     "Method",
     "MinutesModel",
@@ -47,6 +49,7 @@ __all__ = [
     "expected_effort",
     "fit_minutes",
     "k_centre",
+    "likeness",
     "mean_within",
     "out_of_bag_mean",
     "predictive_entropy",

@@ -49,6 +49,13 @@ def next_(
         str,
         typer.Option(help="uncertainty+cover, uncertainty, entropy, cover, core-set or random."),
     ] = "uncertainty+cover",
+    with_unlike: Annotated[
+        bool,
+        typer.Option(
+            "--with-unlike",
+            help="Choose also among cases that look unlike all others, such as spoilt images.",
+        ),
+    ] = False,
     page: Annotated[Path | None, typer.Option(help="File for the page with pictures.")] = None,
     proposals: Annotated[
         Path | None, typer.Option(help="Folder for image and proposed labels of each case, to correct.")
@@ -93,6 +100,7 @@ def next_(
             budget=budget,
             unit=parts,
             method=how,
+            with_unlike=with_unlike,
             axis=axis,
             seed=seed,
             keep=None if page is None else maps.keep,
@@ -101,12 +109,17 @@ def next_(
             {} if proposals is None else write_proposals(runner, networks, step, queue, pending, proposals)
         )
         if page is not None:
-            from sagittal.workflow.export.queue_page import queue_pictures, write_queue_page
+            from sagittal.workflow.export.queue_page import aside_pictures, queue_pictures, write_queue_page
 
-            pictures = queue_pictures(queue, pending, maps.of, axis=axis, report=report)
-            shown = ", ".join(str(path) for path in model or [])
             write_queue_page(
-                queue, pictures, page, store=store.source, model=shown, axis=axis, proposals=files
+                queue,
+                queue_pictures(queue, pending, maps.of, axis=axis, report=report),
+                page,
+                store=store.source,
+                model=", ".join(str(path) for path in model or []),
+                axis=axis,
+                proposals=files,
+                aside=aside_pictures(queue, pending, maps.of, axis=axis),
             )
     result = {
         **queue.to_json(),

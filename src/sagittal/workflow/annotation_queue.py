@@ -20,6 +20,7 @@ from sagittal.annotation import (
     UnitRegion,
     ensemble_spread,
     expected_effort,
+    likeness,
     mean_within,
     predictive_entropy,
     regions,
@@ -33,6 +34,7 @@ from sagittal.core.provenance import Measurement
 from sagittal.volume import Geometry
 
 __all__ = [
+    "Aside",
     "Pending",
     "Predict",
     "Queue",
@@ -137,6 +139,33 @@ class QueueItem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aside:
+    """A case that looks unlike the others, and is not chosen before a person has looked at it.
+
+    Attributes:
+        case: The case's id.
+        label: What a person calls it.
+        similarity: Median cosine between its looks and those of the other cases.
+        usual: The least of a case that is not unlike them.
+        start: First voxel of what there is to annotate, on the networks' grid.
+        stop: The one behind its last.
+    """
+
+    case: str
+    label: str
+    similarity: float
+    usual: float
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"case {self.case} looks unlike the others (similarity {self.similarity:.2f}, usual from "
+            f"{self.usual:.2f} on) and is set aside: look whether it is spoilt"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Queue:
     """What to annotate, first things first.
 
@@ -151,6 +180,7 @@ class Queue:
         networks: How many networks were asked.
         minutes_basis: What the minutes rest on.
         notes: What a reader must know before relying on it.
+        aside: Cases that were not among the candidates, for they look unlike the others.
     """
 
     items: tuple[QueueItem, ...]
@@ -162,6 +192,7 @@ class Queue:
     networks: int
     minutes_basis: str
     notes: tuple[str, ...]
+    aside: tuple[Aside, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -194,6 +225,25 @@ class _Part:
     middle_mm: tuple[float, ...]
     candidate: Candidate
     effort: CaseEffort
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A case without labels, when it has been read.
+
+    Attributes:
+        pending: The case.
+        whole: All there is to annotate in it.
+        look: What it looks like as a whole.
+        parts: Its units that could be chosen.
+        known: What those look like that are annotated.
+    """
+
+    pending: Pending
+    whole: UnitRegion
+    look: _Array
+    parts: list[_Part]
+    known: list[_Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +280,7 @@ def annotation_queue(
     labelled: Sequence[Pending] = (),
     unit: Unit = Unit.VOLUME,
     method: Method = Method.UNCERTAINTY_COVER,
+    with_unlike: bool = False,
     axis: int = 2,
     level: float = 0.9,
     seed: int = 0,
@@ -248,6 +299,8 @@ def annotation_queue(
         labelled: Cases that are annotated: what they stand for needs no other.
         unit: What is annotated at a time.
         method: How the choice is made.
+        with_unlike: Choose also among cases that look unlike the others, which are set aside otherwise: see
+            :func:`sagittal.annotation.likeness`.
         axis: Slices lie across it.
         level: Of the intervals of minutes.
         seed: For a choice by chance.
@@ -257,7 +310,8 @@ def annotation_queue(
     Raises:
         InputError: Nothing is left to annotate.
     """
-    parts: list[_Part] = []
+    seen: list[_Seen] = []
+    looks: list[_Array] = []  # of whole cases that count as usual
     known: list[_Array] = []
     networks, left_out = 1, []
     for place, case in enumerate(pending, 1):
@@ -267,22 +321,22 @@ def annotation_queue(
         except InputError as error:
             left_out.append(f"case {case.case} is left out: {error}")
             continue
+        if not (wholes := regions(scan.mask, Unit.VOLUME)):
+            left_out.append(f"case {case.case} is left out: nothing in it is to be annotated")
+            continue
         said = predict(scan)
         networks = len(said)
         answer = _Answer.of(said, scan.mask)
         if keep is not None:
             keep(case.case, answer.unsure.astype(np.float32))
+        one = _Seen(case, wholes[0], _look(scan, wholes[0], Unit.VOLUME, axis), [], [])
         for region in regions(scan.mask, unit, axis=axis):
             if scan.done is not None and mean_within(scan.done[region.box], scan.mask[region.box]) >= _DONE:
-                known.append(_look(scan, region, unit, axis))
+                one.known.append(_look(scan, region, unit, axis))
             else:
-                parts.append(_part(place, case, scan, answer, region, unit, axis, classes, minutes, level))
-    if not parts:
-        raise InputError(
-            "nothing is left to annotate",
-            value="; ".join(left_out) or f"{len(pending)} cases without labels",
-            expected="a case with an image and without labels",
-        )
+                part = _part(place, case, scan, answer, region, unit, axis, classes, minutes, level)
+                one.parts.append(part)
+        seen.append(one)
     for case in labelled:
         report(f"labelled case {case.case}")
         try:
@@ -290,7 +344,19 @@ def annotation_queue(
         except InputError as error:
             left_out.append(f"labelled case {case.case} is left out: {error}")
             continue
+        looks.extend(_look(scan, whole, Unit.VOLUME, axis) for whole in regions(scan.mask, Unit.VOLUME))
         known.extend(_look(scan, region, unit, axis) for region in regions(scan.mask, unit, axis=axis))
+    aside = () if with_unlike else _unlike(seen, looks)
+    out = {one.case for one in aside}
+    known += [look for one in seen for look in one.known]
+    parts = [part for one in seen if one.pending.case not in out for part in one.parts]
+    if not parts:
+        raise InputError(
+            "nothing is left to annotate",
+            value="; ".join((*left_out, *map(str, aside))) or f"{len(pending)} cases without labels",
+            expected="a case with an image and without labels"
+            + (" that looks like the others, or leave to choose among all" if aside else ""),
+        )
     choice = select(
         [part.candidate for part in parts],
         budget,
@@ -311,7 +377,9 @@ def annotation_queue(
         notes=(
             *_notes(networks, minutes, budget, choice, [part.candidate.minutes for part in parts]),
             *left_out,
+            *map(str, aside),
         ),
+        aside=aside,
     )
 
 
@@ -370,6 +438,25 @@ def _part(
     ends = (np.array(region.start) + np.array(region.stop) - 1) / 2
     middle = tuple(round(float(mm), 3) for mm in scan.geometry.index_to_world(ends))
     return _Part(case, region, middle, candidate, effort)
+
+
+def _unlike(seen: Sequence[_Seen], usual: Sequence[_Array]) -> tuple[Aside, ...]:
+    """Return the cases that look unlike the others; not those that a person has begun to annotate."""
+    if not seen:
+        return ()
+    told = likeness(np.stack([one.look for one in seen]), np.stack(usual) if usual else None)
+    return tuple(
+        Aside(
+            case=one.pending.case,
+            label=one.pending.label,
+            similarity=float(similarity),
+            usual=float(told.fence or 0.0),
+            start=one.whole.start,
+            stop=one.whole.stop,
+        )
+        for one, similarity, unlike in zip(seen, told.typical, told.unlike, strict=True)
+        if unlike and not one.pending.started
+    )
 
 
 def _look(scan: Scan, region: UnitRegion, unit: Unit, axis: int) -> _Array:

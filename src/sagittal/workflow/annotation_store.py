@@ -35,6 +35,7 @@ def store_queue(
     budget: Budget,
     unit: Unit = Unit.VOLUME,
     method: Method = Method.UNCERTAINTY_COVER,
+    with_unlike: bool = False,
     axis: int = 2,
     seed: int = 0,
     keep: Callable[[str, NDArray[np.float32]], None] | None = None,
@@ -48,6 +49,7 @@ def store_queue(
         budget: How many units, or how many minutes.
         unit: What is annotated at a time.
         method: How the choice is made.
+        with_unlike: Choose also among cases that look unlike the others.
         axis: Slices lie across it: 0 sagittal, 1 coronal, 2 axial.
         seed: For a choice by chance.
         keep: Given each case's id and the uncertainty of its voxels.
@@ -90,6 +92,7 @@ def store_queue(
         labelled=[_known(runner, one.case, networks) for one in labelled if one.id not in asked],
         unit=unit,
         method=method,
+        with_unlike=with_unlike,
         axis=axis,
         seed=seed,
         keep=keep,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from sagittal.annotation import Method, Unit
 from sagittal.core.files import write_text
 from sagittal.core.progress import Report, silent
 from sagittal.volume import Volume
-from sagittal.workflow.annotation_queue import Pending, Queue, QueueItem, Scan, slice_place
+from sagittal.workflow.annotation_queue import Pending, Queue, Scan, slice_place
 from sagittal.workflow.export.pictures import slice_png
 
-__all__ = ["QueuePicture", "queue_pictures", "write_queue_page"]
+__all__ = ["QueuePicture", "aside_pictures", "queue_pictures", "write_queue_page"]
 
 _PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "S": "axial", "I": "axial"}
 _WORLD = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -78,8 +78,30 @@ def queue_pictures(
         unsure = uncertainty(name)
         for place, item in enumerate(queue.items):
             if item.case == name:
-                found[place] = _picture(scan, unsure, item, axis)
+                picture = _picture(scan, unsure, item.start, item.stop, axis)
+                if item.unit is Unit.PATCH:
+                    shown = f"{picture.place}, the patch around {item.place(axis)}"
+                    picture = replace(picture, place=shown)
+                found[place] = picture
     return [found[place] for place in range(len(queue.items))]
+
+
+def aside_pictures(
+    queue: Queue, pending: Sequence[Pending], uncertainty: Callable[[str], NDArray[Any]], *, axis: int = 2
+) -> list[QueuePicture]:
+    """Return a picture of each case that is set aside: the slice of it with the most uncertainty.
+
+    Args:
+        queue: The queue.
+        pending: The cases that it was chosen from.
+        uncertainty: As for :func:`queue_pictures`.
+        axis: Slices lie across it.
+    """
+    cases = {case.case: case for case in pending}
+    return [
+        _picture(cases[one.case].load(), uncertainty(one.case), one.start, one.stop, axis)
+        for one in queue.aside
+    ]
 
 
 def write_queue_page(
@@ -91,6 +113,7 @@ def write_queue_page(
     model: str,
     axis: int = 2,
     proposals: Mapping[str, Path] | None = None,
+    aside: Sequence[QueuePicture] = (),
 ) -> Path:
     """Write the page of a queue to ``path``, whole or not at all.
 
@@ -102,6 +125,7 @@ def write_queue_page(
         model: Which model was asked, as it is shown.
         axis: Slices lie across it.
         proposals: File of proposed labels of each case, where they were written.
+        aside: A picture of each case that is set aside; none by default.
     """
     environment = Environment(
         loader=PackageLoader("sagittal.workflow.export", "templates"),
@@ -125,6 +149,7 @@ def write_queue_page(
             }
             for item, picture, total in zip(queue.items, pictures, sums, strict=True)
         ],
+        aside=list(zip(queue.aside, aside, strict=True)) if aside else [],
         store=store,
         model=model,
         version=__version__,
@@ -132,25 +157,24 @@ def write_queue_page(
     return write_text(path, page)
 
 
-def _picture(scan: Scan, unsure: NDArray[Any], item: QueueItem, axis: int) -> QueuePicture:
-    box = tuple(slice(a, b) for a, b in zip(item.start, item.stop, strict=True))
+def _picture(
+    scan: Scan, unsure: NDArray[Any], start: Sequence[int], stop: Sequence[int], axis: int
+) -> QueuePicture:
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
     sums = unsure[box].sum(axis=tuple(other for other in range(3) if other != axis))
-    index = item.start[axis] + int(np.argmax(sums))
+    index = start[axis] + int(np.argmax(sums))
     code = scan.geometry.axis_codes[axis]
     shown = index if code in _ONWARD else unsure.shape[axis] - 1 - index
     image = Volume(scan.channels[0], scan.geometry)
     over = Volume(unsure.astype(np.float32), scan.geometry)
     plane, world = _PLANES[code], _WORLD[_PLANES[code]]
-    middle = [(a + b - 1) / 2 for a, b in zip(item.start, item.stop, strict=True)]
+    middle = [(a + b - 1) / 2 for a, b in zip(start, stop, strict=True)]
     middle[axis] = index
     mm = scan.geometry.index_to_world(middle)
-    place = slice_place(float(mm[world]), world)
-    if item.unit is Unit.PATCH:
-        place += f", the patch around {item.place(axis)}"
     return QueuePicture(
         image=_uri(slice_png(image, plane, shown)),
         unsure=_uri(slice_png(image, plane, shown, over=over)),
-        place=place,
+        place=slice_place(float(mm[world]), world),
         most=float(unsure.max()),
     )
 
