@@ -11,7 +11,7 @@ from sagittal.annotation.selection import Budget, Candidate, Method, select
 from sagittal.annotation.uncertainty import Unit
 from sagittal.core.errors import InputError
 
-COVERING = (Method.UNCERTAINTY_COVER, Method.COVER)
+COVERING = (Method.WEIGHTED_COVER, Method.UNCERTAINTY_COVER, Method.COVER)
 
 
 def pool() -> list[Candidate]:
@@ -40,7 +40,7 @@ def kinds(choice: Any) -> list[str]:
 
 
 def test_uncertain_units_that_stand_for_others_are_chosen_once_of_each_kind() -> None:
-    choice = select(pool(), Budget(number=3))
+    choice = select(pool(), Budget(number=3), method=Method.UNCERTAINTY_COVER)
     # The shortlist of 6 holds the four copies of kind 1 and two of kind 2: the third pick adds little.
     assert sorted(kinds(choice)[:2]) == ["kind 1", "kind 2"]
     assert choice.guarantee is not None
@@ -51,6 +51,30 @@ def test_uncertain_units_that_stand_for_others_are_chosen_once_of_each_kind() ->
     )
     assert "stands for 2 others" in choice.picks[0].reason  # the fourth copy is chosen last
     assert choice.candidates == 13
+
+
+def test_what_the_model_is_unsure_of_counts_more_in_the_cover() -> None:
+    choice = select(pool(), Budget(number=4), method=Method.WEIGHTED_COVER)
+    assert kinds(choice)[:3] == ["kind 1", "kind 2", "kind 0"]  # by their spreads; each stands for four
+    assert choice.picks[3].candidate.subject != "outlier"  # of which the model is sure
+    assert choice.listed == choice.candidates
+    assert choice.guarantee is not None
+    assert choice.guarantee >= 1 - 1 / math.e
+    assert "mean disagreement" in choice.picks[0].reason
+    first = select(pool(), Budget(number=3), method=Method.WEIGHTED_COVER).picks[0]
+    assert "stands for 4 others" in first.reason  # its copies, and the outlier, which is like nobody
+
+
+def test_a_weighted_cover_by_hand() -> None:
+    look = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    some = [
+        Candidate(subject=str(n), descriptor=look[n], spread=spread)
+        for n, spread in enumerate((0.1, 0.2, 0.4))
+    ]
+    choice = select(some, Budget(number=2), method=Method.WEIGHTED_COVER)
+    # 0: 0.1 + 0.6 * 0.2 = 0.22; 1: 0.6 * 0.1 + 0.2 + 0.8 * 0.4 = 0.58; 2: 0.8 * 0.2 + 0.4 = 0.56
+    assert [pick.index for pick in choice.picks] == [1, 2]
+    np.testing.assert_allclose([pick.gain for pick in choice.picks], [0.58, 0.08])
 
 
 def test_uncertainty_alone_chooses_copies() -> None:

@@ -119,9 +119,7 @@ def test_a_person_reads_a_table_and_the_sum(made: Path, folder: Path) -> None:
     done = CliRunner().invoke(app, [*map(str, given), "--unit", "slice", "--plane", "coronal"])
     assert done.exit_code == 0, done.stderr
     assert re.search(r"coronal, y = -?\d+ mm", done.stdout)
-    assert re.search(
-        r"1 of \d+ candidates, chosen by uncertainty\+cover .*minutes, 90 % interval", done.stdout
-    )
+    assert re.search(r"1 of \d+ candidates, chosen by weighted-cover .*minutes, 90 % interval", done.stdout)
     assert "note: what the minutes rest on: 2 logged annotations" in done.stdout
 
 

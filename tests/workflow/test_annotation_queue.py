@@ -135,9 +135,10 @@ def test_slices_that_are_annotated_are_not_asked_for_again() -> None:
 
 def test_a_budget_so_large_that_doubt_no_longer_counts_says_so() -> None:
     for number, said in ((1, False), (2, True)):
-        notes = queue(budget=Budget(number=number)).notes
+        notes = queue(budget=Budget(number=number), method=Method.UNCERTAINTY_COVER).notes
         assert any("holds all candidates" in note for note in notes) == said
-    assert not any("holds all" in note for note in queue(method=Method.COVER).notes)
+    for method in (Method.COVER, Method.WEIGHTED_COVER):
+        assert not any("holds all" in note for note in queue(method=method).notes)
 
 
 def test_what_is_labelled_is_known() -> None:
@@ -260,7 +261,7 @@ def test_uncertainty_and_proposal_by_hand() -> None:
 
 def test_a_queue_is_json() -> None:
     found = json.loads(json.dumps(queue().to_json()))
-    assert found["method"] == "uncertainty+cover"
+    assert found["method"] == "weighted-cover"
     assert found["items"][0]["minutes"]["unit"] == "min"
     assert found["items"][0]["effort"]["tissues"]["gm"]["voxels"] > 0
 

@@ -26,9 +26,13 @@ class Method(StrEnum):
     """How units are chosen.
 
     ``UNCERTAINTY_COVER`` is suggestive annotation (Yang et al., MICCAI 2017): of the most uncertain units,
-    for twice the budget, those that together stand best for all candidates. The others are its rivals.
+    for twice the budget, those that together stand best for all candidates. ``WEIGHTED_COVER`` takes of all
+    units those that together stand best for what the model is unsure of: each candidate counts in the cover
+    by its uncertainty, so that no list is cut off and the bound holds for the whole choice [inference]. The
+    others are their rivals.
     """
 
+    WEIGHTED_COVER = "weighted-cover"
     UNCERTAINTY_COVER = "uncertainty+cover"
     UNCERTAINTY = "uncertainty"
     ENTROPY = "entropy"
@@ -137,8 +141,8 @@ class Choice:
     Attributes:
         method: How it was chosen.
         picks: The units, in the order of choice.
-        guarantee: Share of the best possible cover of the shortlist that this one surely reaches; ``None``
-            for methods that cover nothing.
+        guarantee: Share of the best possible cover, by the shortlist where there is one, that this one surely
+            reaches; ``None`` for methods that cover nothing.
         candidates: Of how many it was chosen.
         listed: How many of them were on the list of the most uncertain; all, for methods without one.
     """
@@ -159,14 +163,14 @@ def select(
     candidates: Sequence[Candidate],
     budget: Budget,
     *,
-    method: Method = Method.UNCERTAINTY_COVER,
+    method: Method = Method.WEIGHTED_COVER,
     labelled: _Array | None = None,
     seed: int = 0,
 ) -> Choice:
     """Choose what to annotate next.
 
     With a budget in minutes, covering methods choose by cover gained per minute (``UNCERTAINTY_COVER`` from
-    a shortlist by uncertainty, for twice the budget), the ranking ones by uncertainty per minute, core-set
+    its list of the most uncertain), the ranking ones by uncertainty per minute, core-set
     and random in their own order; whatever no longer fits is passed over.
 
     Args:
@@ -204,11 +208,13 @@ def _by_cover(method: Method) -> Callable[..., Choice]:
         similarity = cosine_similarity(looks, looks)
         covered = cosine_similarity(looks, known).max(axis=1, initial=0.0)
         table = similarity[:, listed]
+        weights = np.array([c.uncertainty for c in every]) if method is Method.WEIGHTED_COVER else None
+        told = {"weights": weights, "covered": covered}
         if budget.number is not None:
-            found = cover(table, min(budget.number, len(listed)), covered=covered)
+            found = cover(table, min(budget.number, len(listed)), **told)
         else:
             costs = np.array([every[index].minutes for index in listed])
-            found = cover_within(table, costs, float(budget.minutes or 0), covered=covered)
+            found = cover_within(table, costs, float(budget.minutes or 0), **told)
         choice = _covering(method, every, [listed[c] for c in found.chosen], found, similarity, covered)
         return replace(choice, listed=len(listed))
 
@@ -231,7 +237,7 @@ def _covering(
             i for i in np.flatnonzero(best == place) if i not in chosen and similarity[i, index] > covered[i]
         ]
         parts = []
-        if method is Method.UNCERTAINTY_COVER:
+        if method is not Method.COVER:
             parts.append(_told(every[index], ranks[index], len(every)))
         if mine:
             near = float(similarity[mine, index].mean())
@@ -303,6 +309,7 @@ def _random(every: list[Candidate], budget: Budget, looks: _Array, known: _Array
 
 
 _METHODS: dict[Method, Callable[..., Choice]] = {
+    Method.WEIGHTED_COVER: _by_cover(Method.WEIGHTED_COVER),
     Method.UNCERTAINTY_COVER: _by_cover(Method.UNCERTAINTY_COVER),
     Method.COVER: _by_cover(Method.COVER),
     Method.UNCERTAINTY: _by_rank(Method.UNCERTAINTY),

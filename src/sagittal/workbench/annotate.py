@@ -47,8 +47,10 @@ def next_(
     plane: Annotated[str, typer.Option(help=f"Of slices: {', '.join(_PLANES)}.")] = "axial",
     method: Annotated[
         str,
-        typer.Option(help="uncertainty+cover, uncertainty, entropy, cover, core-set or random."),
-    ] = "uncertainty+cover",
+        typer.Option(
+            help="weighted-cover, uncertainty+cover, uncertainty, entropy, cover, core-set or random."
+        ),
+    ] = "weighted-cover",
     with_unlike: Annotated[
         bool,
         typer.Option(

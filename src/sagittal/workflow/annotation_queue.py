@@ -279,7 +279,7 @@ def annotation_queue(
     minutes: MinutesModel,
     labelled: Sequence[Pending] = (),
     unit: Unit = Unit.VOLUME,
-    method: Method = Method.UNCERTAINTY_COVER,
+    method: Method = Method.WEIGHTED_COVER,
     with_unlike: bool = False,
     axis: int = 2,
     level: float = 0.9,

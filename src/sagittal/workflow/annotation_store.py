@@ -34,7 +34,7 @@ def store_queue(
     *,
     budget: Budget,
     unit: Unit = Unit.VOLUME,
-    method: Method = Method.UNCERTAINTY_COVER,
+    method: Method = Method.WEIGHTED_COVER,
     with_unlike: bool = False,
     axis: int = 2,
     seed: int = 0,

@@ -26,6 +26,7 @@ __all__ = ["QueuePicture", "aside_pictures", "queue_pictures", "write_queue_page
 _PLANES = {"L": "sagittal", "R": "sagittal", "P": "coronal", "A": "coronal", "S": "axial", "I": "axial"}
 _WORLD = {"sagittal": 0, "coronal": 1, "axial": 2}
 _HOW = {
+    Method.WEIGHTED_COVER: "those that together stand best for what the networks are unsure of",
     Method.UNCERTAINTY_COVER: "of those the networks are least sure of, those that stand for most others",
     Method.UNCERTAINTY: "those that the networks disagree on most",
     Method.ENTROPY: "those whose probabilities are least decided",
