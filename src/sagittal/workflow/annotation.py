@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sagittal.case.record import Finding, Run
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
-from sagittal.core.provenance import Environment
 from sagittal.workflow import artifacts
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.models import ModelShelf
-from sagittal.workflow.runner import execute, read_files
+from sagittal.workflow.runner import execute, planned_run, read_files
 from sagittal.workflow.steps.annotation import ANNOTATION, TakeAnnotation
 
 __all__ = ["Imported", "import_annotation"]
@@ -79,22 +78,10 @@ def import_annotation(
     before = [
         finding.number for finding in case.standing(found.code) if finding.content.subject == found.subject
     ]
-    run = Run(
-        number=0,
-        step=step.name,
-        version=step.version,
-        parameters=step.parameters,
-        inputs=inputs,
+    run = replace(
+        planned_run(step, inputs, case, started=started),
         outputs=outputs,
-        findings=(),
-        used=(),
-        seed=0,
-        doubt=step.doubt,
-        models={},
-        environment=Environment.current(step.packages).to_json(),
-        started=started,
         seconds=time.perf_counter() - clock,
-        seen=case.events,
     )
     replaces = {0: before[-1]} if before else None
     kept = store.add_run(case_id, run, result.findings, author=who, replaces=replaces, unless_changed=image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,12 +12,11 @@ import numpy as np
 from sagittal.case.record import Artifact, Case, Run
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import ConflictError, InputError
-from sagittal.core.provenance import Environment
 from sagittal.volume import Volume
 from sagittal.workflow import artifacts
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.models import ModelShelf
-from sagittal.workflow.runner import execute
+from sagittal.workflow.runner import execute, planned_run
 from sagittal.workflow.step import STEPS
 from sagittal.workflow.steps.correct import CorrectMask, measures_masks, painted_labels
 
@@ -88,22 +87,10 @@ def correct_mask(
         for place, found in enumerate(result.findings)
         if (key := (found.code, found.subject)) in standing
     }
-    run = Run(
-        number=0,
-        step=step.name,
-        version=step.version,
-        parameters=step.parameters,
-        inputs=inputs,
+    run = replace(
+        planned_run(step, inputs, case, packages=STEPS[maker.step].packages, started=started),
         outputs=outputs,
-        findings=(),
-        used=(),
-        seed=0,
-        doubt=step.doubt,
-        models={},
-        environment=Environment.current(STEPS[maker.step].packages).to_json(),
-        started=started,
         seconds=time.perf_counter() - clock,
-        seen=case.events,
     )
     kept = store.add_run(case_id, run, result.findings, author=who, replaces=replaces, unless_changed=base)
     numbers = tuple(f.number for f in store.case(case_id).findings if f.run == kept.number)

@@ -21,7 +21,7 @@ from sagittal.workflow.artifacts import Kind, SourceFiles
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.step import Context, Result, Step
 
-__all__ = ["RECEIVE", "Runner", "execute", "read_files"]
+__all__ = ["RECEIVE", "Runner", "execute", "planned_run", "read_files"]
 
 RECEIVE = "receive"
 """Name of the run that takes files in. It computes nothing, so replay only checks the files."""
@@ -97,23 +97,7 @@ class Runner:
         inputs = tuple(_latest(case, role, kind, step) for role, kind in step.reads.items())
         findings = tuple(f for prefix in step.uses for f in case.standing(prefix))
         seed = derive_seed(self.seed, step.name)
-        planned = Run(
-            number=0,
-            step=step.name,
-            version=step.version,
-            parameters=step.parameters,
-            inputs=inputs,
-            outputs=(),
-            findings=(),
-            used=tuple(f.number for f in findings),
-            seed=seed,
-            doubt=step.doubt,
-            models={},
-            environment=Environment.current(step.packages).to_json(),
-            started=_now(),
-            seconds=0.0,
-            seen=case.events,
-        )
+        planned = planned_run(step, inputs, case, seed=seed, used=tuple(f.number for f in findings))
         if once and (before := case.repeated(planned)) is not None:
             return before
         self.report(f"step {step.name}")
@@ -145,6 +129,46 @@ def read_files(paths: Sequence[Path], role: str) -> SourceFiles:
         with storage_errors(path):
             contents.append((path.name, path.read_bytes()))
     return SourceFiles(tuple(contents))
+
+
+def planned_run(
+    step: Step,
+    inputs: tuple[Artifact, ...],
+    case: Case,
+    *,
+    seed: int = 0,
+    used: tuple[int, ...] = (),
+    packages: tuple[str, ...] | None = None,
+    started: str | None = None,
+) -> Run:
+    """Return the run of a step as it is known before: without outputs, models, and seconds.
+
+    Args:
+        step: What is run.
+        inputs: On what.
+        case: As it was seen.
+        seed: Of the step.
+        used: Numbers of the findings that it reads.
+        packages: What the result may depend on; the step's own by default.
+        started: When it began, ISO 8601; now by default.
+    """
+    return Run(
+        number=0,
+        step=step.name,
+        version=step.version,
+        parameters=step.parameters,
+        inputs=inputs,
+        outputs=(),
+        findings=(),
+        used=used,
+        seed=seed,
+        doubt=step.doubt,
+        models={},
+        environment=Environment.current(step.packages if packages is None else packages).to_json(),
+        started=_now() if started is None else started,
+        seconds=0.0,
+        seen=case.events,
+    )
 
 
 def execute(
