@@ -5,13 +5,12 @@ A part that has not been measured is said to be missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from pages import MISSING, filled, table
+from pages import MISSING, filled, measured, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "atlas.md"
@@ -28,7 +27,7 @@ Kept = dict[str, Any]
 
 def page(path: Path = RESULT) -> str:
     empty: Kept = {"averages": {}, "cohorts": {}}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    kept = measured(path, empty)
     made: dict[str, Callable[[Kept], str]] = {
         "targets": targets,
         "averages": averages,

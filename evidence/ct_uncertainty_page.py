@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pages import MISSING, table
+from pages import MISSING, measured, table
 
 RESULT = Path(__file__).parent / "results" / "ct_uncertainty.json"
 LOW, HIGH = 0.92, 0.98
@@ -21,7 +20,7 @@ Row = dict[str, Any]
 
 def section(path: Path = RESULT) -> str:
     """Return the section."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = measured(path, {"rows": []})["rows"]
     return f"""## How sure each voxel is
 
 `evidence/ct_uncertainty.py`. A voxel's variance is the expected square of its error: photon noise, and what the method

@@ -5,7 +5,6 @@ A part that has not been measured is said to be missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -13,7 +12,7 @@ from typing import Any
 
 import ct_uncertainty_page
 import numpy as np
-from pages import MISSING, filled, number, table
+from pages import MISSING, filled, measured, number, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "low-dose-ct.md"
@@ -41,7 +40,7 @@ Row = dict[str, Any]
 
 def page(path: Path = RESULT) -> str:
     empty: Row = {"facts": {}, "tuning": [], "rows": [], "modules": [], "resolution": []}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    kept = measured(path, empty)
     made: dict[str, Callable[[Row], str]] = {
         "split": split,
         "draws": draws,

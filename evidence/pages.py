@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 MISSING = "*Not measured yet.*"
+
+
+def measured(path: Path, empty: Any) -> Any:
+    """Return what a script has measured, or what stands for it where it has not yet been run."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -5,14 +5,13 @@ A part that has not been measured is said to be missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from pages import MISSING, filled, table
+from pages import MISSING, filled, measured, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "registration-network.md"
@@ -41,7 +40,7 @@ Row = dict[str, Any]
 
 def page(path: Path = RESULT) -> str:
     empty: Row = {"facts": {}, "rows": []}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    kept = measured(path, empty)
     made: dict[str, Callable[[Row], str]] = {
         "cohort": cohort,
         "targets": targets,

@@ -5,13 +5,12 @@ A part that has not been measured is said to be missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from pages import MISSING, filled, number, table
+from pages import MISSING, filled, measured, number, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "registration.md"
@@ -28,7 +27,7 @@ Row = dict[str, Any]
 
 def page(path: Path = RESULT) -> str:
     empty: Row = {"facts": {}, "tuning": [], "rows": []}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    kept = measured(path, empty)
     made: dict[str, Callable[[Row], str]] = {
         "tuning-pairs": tuning_pairs,
         "versions": versions,

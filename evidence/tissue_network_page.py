@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pages import MISSING, filled, table
+from pages import MISSING, filled, measured, table
 from tables import NAMES, bootstrap
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 def page(path: Path = RESULT) -> str:
     empty: Row = {"facts": {}, "rows": []}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    kept = measured(path, empty)
     made: dict[str, Callable[[Row], str]] = {
         "cohort": cohort,
         "targets": targets,
