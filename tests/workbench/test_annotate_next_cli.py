@@ -142,12 +142,19 @@ def test_proposals_are_corrected_and_imported_and_not_asked_for_again(
     assert set(np.unique(labels.array)) <= {0, 1, 2, 3, 255}
     assert (labels.array == 255).any() == (unit == "slice")  # here a patch is as large as the image
     assert not list((folder / "files").glob("*.json"))
+    taken = ["annotate", "import", path, "--case", case_id, "--minutes", 6, "--cases", folder / "store"]
+    taken += ["--who", "Ada", "--unknown", 255]
+    shutil.copytree(folder / "store", folder / "untouched")
+    done = CliRunner().invoke(
+        app, [str(folder / "untouched" if one == folder / "store" else one) for one in taken]
+    )
+    assert "note: no voxel differs from what was proposed for this case" in done.stdout
     drawn = labels.array.copy()
     drawn[(drawn == 1) & (image.array > 0)] = 2
     write_nifti(labels.with_array(drawn), path, sidecar=False)
-    taken = ["annotate", "import", path, "--case", case_id, "--minutes", 6, "--cases", folder / "store"]
-    done = CliRunner().invoke(app, [str(one) for one in (*taken, "--who", "Ada", "--unknown", 255)])
+    done = CliRunner().invoke(app, [str(one) for one in (*taken, "--json")])
     assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["changed"] == np.count_nonzero(drawn != labels.array) > 0
     with CaseStore(folder / "store", read_only=True) as store:
         artifact = store.case(case_id).latest("annotation")
         assert artifact is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,35 @@ def test_a_model_is_judged_on_cases_it_has_not_seen(trained: tuple[Path, dict[st
     (folder / "model" / "training.json").write_text("{", encoding="utf-8")
     assert "training.json: the history of the training is damaged" in refused(*judge, "--page", page)
     (folder / "kept.json").rename(folder / "model" / "training.json")
+
+
+def test_labels_that_are_a_proposal_as_it_was_are_told(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    model = trained[0] / "model"
+    shutil.copytree(trained[0] / "store", tmp_path / "store")
+    store_folder, page = tmp_path / "store", tmp_path / "page.html"
+    ids = [another(tmp_path, seed) for seed in (40, 41)]
+    for case_id in ids:
+        result("segment", "predict", model, "--case", case_id, "--cases", store_folder)
+    with CaseStore(store_folder) as store:
+        said = artifacts.load(store.objects, store.case(ids[0]).latest("segmentation"))
+        annotate(store, tmp_path / "files", ids[0], said.with_array(said.array.astype(np.uint8)))
+        annotate(store, tmp_path / "files", ids[1], subject(41)[1])
+    out = tmp_path / "out.json"
+    judge = ("segment", "evaluate", model, "--cases", store_folder)
+    code, text, error = call(*judge, "--json", out, "--page", page)
+    assert code == 0, error
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["as_proposed"] == [ids[0]]
+    (same,) = (one for one in found["cases"] if one["case"] == ids[0])
+    assert min(score["dice"] for score in same["labels"].values()) > 0.95
+    others = [one for one in found["cases"] if one["case"] != ids[0]]
+    means = [np.mean([s["dice"] for s in one["labels"].values()]) for one in others]
+    assert found["dice_mean_of_others"] == pytest.approx(np.mean(means))
+    said_so = f"nobody changed a voxel of what networks proposed ({ids[0]})"
+    assert said_so in text
+    assert said_so in page.read_text(encoding="utf-8")
 
 
 def test_killed_and_called_again_a_training_ends_with_the_same_bits(tmp_path: Path) -> None:

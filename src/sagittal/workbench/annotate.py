@@ -197,11 +197,19 @@ def import_labels(
         "run": found.run.number,
         "finding": found.finding.number,
         "replaced": found.replaced,
+        "changed": found.changed,
         **content.details,
     }
-    emit(
-        result, as_json=as_json, text=lambda: typer.echo(f"finding {result['finding']}: {content.statement}")
-    )
+
+    def text() -> None:
+        typer.echo(f"finding {result['finding']}: {content.statement}")
+        if found.changed == 0:
+            typer.echo(
+                "note: no voxel differs from what was proposed for this case: a network that is judged by "
+                "its own proposal is always right. If nobody has looked at it, reject the finding"
+            )
+
+    emit(result, as_json=as_json, text=text)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -186,6 +186,13 @@ def evaluate(
         ],
     )
     typer.echo(_interval(result))
+    if same := result["as_proposed"]:
+        others = result["dice_mean_of_others"]
+        typer.echo(
+            f"note: in {len(same)} of {len(result['cases'])} cases nobody changed a voxel of what networks "
+            f"proposed ({', '.join(same)}); "
+            + ("there are no others" if others is None else f"mean Dice of the others {others:.3f}")
+        )
 
 
 @app.command("export-onnx")

@@ -15,15 +15,12 @@ from sagittal.case.store import CaseStore
 from sagittal.segmentation import NetworkConfig
 from sagittal.volume import Geometry, Volume, reorient, resample
 from sagittal.workflow import artifacts
-from sagittal.workflow.artifacts import Kind
+from sagittal.workflow.annotation_start import begun_with
 from sagittal.workflow.labelled import LabelledCase, images_of
 from sagittal.workflow.network_input import labels_on, network_input
 from sagittal.workflow.steps.annotation import ANNOTATION, NOT_LABELLED
-from sagittal.workflow.steps.proposal import PROPOSAL
 
 __all__ = ["logged_minutes"]
-
-_STARTS = (PROPOSAL, "segmentation")  # volumes of a case that a person may have begun with
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +107,7 @@ def _work_before(
     kept = np.where(piece.new, piece.drawn.array, NOT_LABELLED)
     final = labels_on(piece.drawn.with_array(kept), grid)
     looked = final != NOT_LABELLED
-    proposal = _proposal(store, case, labels, piece)
+    proposal = begun_with(store, case, piece.drawn, before=piece.run)
     if proposal is None:
         classes = {name: number for number, name in enumerate(labels, 1)}
         nothing = np.zeros(grid.shape, np.uint8)
@@ -121,18 +118,3 @@ def _work_before(
     assert there.probabilities is not None, "a proposal has probabilities"
     shares = np.where(looked[..., None], np.clip(there.probabilities, 0, 1), 0)
     return expected_effort(np.where(looked, there.array, 0), shares, labels, grid.spacing, axis=axis)
-
-
-def _proposal(store: CaseStore, case: Case, labels: Sequence[str], piece: _Piece) -> Volume | None:
-    """Return the latest proposal with these classes on the labels' grid from before the labels."""
-    for run in reversed(case.runs[: piece.run]):
-        for output in run.outputs:
-            if output.kind != Kind.VOLUME or output.role not in _STARTS:
-                continue
-            about = artifacts.volume_manifest(store.objects, output)
-            if list(about["classes"]) != list(labels) or about["probabilities"] is None:
-                continue
-            volume: Volume = artifacts.load(store.objects, output)
-            if volume.shape == piece.drawn.shape and volume.geometry.is_aligned(piece.drawn.geometry):
-                return volume
-    return None

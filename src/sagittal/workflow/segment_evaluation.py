@@ -15,6 +15,7 @@ from sagittal.segmentation import calibration_error, class_volumes, reliability
 from sagittal.segmentation.inference import predict_logits, probabilities_of
 from sagittal.volume import Volume
 from sagittal.volume.metrics import compare_labels
+from sagittal.workflow.annotation_start import as_proposed
 from sagittal.workflow.labelled import field_for, labelled_cases
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.segment_judgement import (
@@ -56,9 +57,9 @@ def evaluate_on_store(
 
     Returns:
         JSON values: the cases, the worst first, each with Dice, HD95, ASSD and volumes of each label; means;
-        an interval of the median subject's Dice from six cases; calibration errors, and how often each
-        confidence was right; the share of volumes
-        that lie in their 95 % interval.
+        an interval of the median subject's Dice from six cases; the cases whose labels are a proposal in
+        which nobody changed a voxel, and the mean without them; calibration errors, and how often each
+        confidence was right; the share of volumes that lie in their 95 % interval.
 
     Raises:
         InputError: No case is left to judge on, or a channel is missing.
@@ -109,7 +110,8 @@ def evaluate_on_store(
             said = np.where(counted[..., None], shares, 0)
             known_labels = np.stack([truth == n for n in values.values()], axis=-1).astype(np.float32)
             show(one.id, head, _with(reference, known_labels, values), _with(drawn, said, values))
-        cases.append({"case": one.id, "minutes": one.minutes, "labels": scores})
+        unchanged = as_proposed(runner.store, one.case, one.labels(runner.store))
+        cases.append({"case": one.id, "minutes": one.minutes, "labels": scores, "as_proposed": unchanged})
     if not cases:
         raise InputError(
             "no labelled case is left to judge on",
@@ -118,6 +120,7 @@ def evaluate_on_store(
             expected="cases that the model has not seen",
         )
     means = [float(np.mean([s["dice"] for s in one["labels"].values()])) for one in cases]
+    drawn_anew = [mean for mean, one in zip(means, cases, strict=True) if not one["as_proposed"]]
     told, true = np.concatenate([p for p, _ in rows]), np.concatenate([y for _, y in rows])
     error = calibration_error(told, true)
     curve = reliability(told.max(axis=-1), told.argmax(axis=-1) == true)
@@ -129,6 +132,8 @@ def evaluate_on_store(
         "dice": {n: float(np.mean([one["labels"][n]["dice"] for one in cases])) for n in config.labels},
         "dice_mean": float(np.mean(means)),
         "dice_interval": median_interval(means),
+        "as_proposed": [one["case"] for one in cases if one["as_proposed"]],
+        "dice_mean_of_others": float(np.mean(drawn_anew)) if drawn_anew else None,
         "ece": {
             "equal_width": error.equal_width,
             "equal_mass": error.equal_mass,
