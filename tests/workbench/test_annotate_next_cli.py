@@ -168,6 +168,32 @@ def test_proposals_are_corrected_and_imported_and_not_asked_for_again(
     assert "3 logged annotations" in after["minutes_basis"]
 
 
+def test_networks_that_see_volume_change_and_rotation_are_asked_too(tmp_path: Path) -> None:
+    store, _ = labelled_store(tmp_path, 4)
+    with store:
+        for seed in (4, 5):
+            add_case(store, tmp_path / "files", subject(seed)[0], f"s{seed}")
+    for name, seed in (("atlas", 90), ("other", 91)):
+        write_nifti(subject(seed)[0], tmp_path / f"{name}.nii.gz")
+    given = ["segment", "train", "--out", tmp_path / "model", "--cases", tmp_path / "store"]
+    given += ["--channels", "t1,jacobian,curl", "--atlas", tmp_path / "atlas.nii.gz"]
+    given += ["--width", 2, "--depth", 1, "--steps", 20]
+    done = CliRunner().invoke(app, [str(one) for one in given])
+    assert done.exit_code == 0, done.stderr
+    asked = ("--budget-number", 1, "--proposals", tmp_path / "out", "--page", tmp_path / "queue.html")
+    code, found, _ = ask(tmp_path, tmp_path, *asked, "--atlas", tmp_path / "other.nii.gz", models=("model",))
+    assert code == 2
+    assert "the model was trained with another atlas" in found["error"]
+    assert not (tmp_path / "out").exists()
+    code, found, error = ask(
+        tmp_path, tmp_path, *asked, "--atlas", tmp_path / "atlas.nii.gz", models=("model",)
+    )
+    assert code == 0, error
+    assert found["candidates"] == 2
+    (path,) = found["proposals"].values()
+    assert set(np.unique(read_nifti(path).array)) <= {0, 1, 2, 3}
+
+
 def test_what_a_person_began_with_is_never_overwritten(made: Path, folder: Path) -> None:
     options = ("--budget-number", 3, "--proposals", folder / "files")
     assert ask(made, folder, *options)[0] == 0

@@ -167,8 +167,10 @@ class SegmentByNetwork(Step):
 def mirrored(model: SegmentationModel, image: Volume) -> str:
     """Return what to warn of where left and right may be exchanged; empty where nothing speaks for it.
 
-    The voxels themselves cannot tell: a mirrored head looks like a head. What can be seen is a file without
-    a place in space, and axes of another handedness than those of every image of training.
+    The voxels themselves cannot tell: a mirrored head looks like a head. Nor can a registration to the
+    MNI152 template: the one that is used here was made symmetric, each voxel is that of the other side, and
+    what fits it fits it as well when it is mirrored. What can be seen is a file without a place in space, and
+    axes of another handedness than those of every image of training.
     """
     if image.facts.get("unplaced"):
         return "The image's file does not say where left is: left and right may be exchanged."
