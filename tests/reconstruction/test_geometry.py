@@ -13,6 +13,7 @@ from sagittal.reconstruction.geometry import (
     ParallelBeam,
     geometry_from_json,
     geometry_to_json,
+    some_views,
 )
 
 PARALLEL: dict[str, Any] = {"angles": (0.0, 1.0, 2.0), "bins": 10, "bin_width": 1.5}
@@ -30,6 +31,12 @@ CONE: dict[str, Any] = {**FAN, "rows": 4, "row_height": 2.0}
 )
 def test_json_gives_back_an_equal_geometry(geometry: Any) -> None:
     assert geometry_from_json(json.loads(json.dumps(geometry_to_json(geometry)))) == geometry
+
+
+def test_views_are_taken_some_at_a_time_and_one_at_least() -> None:
+    assert list(some_views((5, 2, 10), 40)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(some_views((2, 2, 10), 19)) == [slice(0, 1), slice(1, 2)]
+    assert list(some_views((3, 2, 10))) == [slice(0, 3)]
 
 
 def test_edges_are_offset_by_bins() -> None:

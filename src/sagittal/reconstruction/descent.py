@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.reconstruction.geometry import some_views
 from sagittal.reconstruction.iterative import Report, require_iterations, silent
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.variation import Variation
@@ -40,6 +41,12 @@ _MOST_MOMENTUM = 100.0
 
 _LEAST_VIEWS = 10
 """Of a subset."""
+
+
+class Weights(Protocol):
+    """Weights of rays: those of some views, shape (views, rows, bins). An array is one."""
+
+    def __getitem__(self, views: slice, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +116,7 @@ def subsets_of(views: int) -> int:
 def approach(
     projector: Projector,
     rays: NDArray[Any],
-    weights: NDArray[Any],
+    weights: Weights,
     variation: Variation,
     price: float,
     start: NDArray[Any],
@@ -143,7 +150,7 @@ def approach(
             chosen = slice(first, None, count)
             _extrapolate(image, before, push)
             slope = parts[first].forward(before)
-            slope -= rays[chosen]
+            slope -= rays[chosen].astype(dtype, copy=False)
             slope *= weights[chosen]
             parts[first].add_back(slope, before, factor=-count / curvature)
             variation.exchange(before, image, price / curvature, dual, iterations=-(-2 * inner // 5))
@@ -162,7 +169,7 @@ def _spread_out(count: int) -> list[int]:
 def minimise(
     projector: Projector,
     rays: NDArray[Any],
-    weights: NDArray[Any],
+    weights: Weights,
     variation: Variation,
     price: float,
     start: NDArray[Any],
@@ -175,13 +182,13 @@ def minimise(
     """Make ``sum weights (A f - rays)^2 / 2 + price * variation(f)`` small, for images not below 0.
 
     What is held beside rays and weights: two images, the dual (for each axis of the grid half an image, whole
-    ones of float64), the residual, and how far it moved in 16 bits; and a sixteenth of an image, about, for
-    some views at a time.
+    ones of float64), the residual, and how far it moved in 16 bits; and, but for a cone beam, a sixteenth of
+    an image, about, for some views at a time.
 
     Args:
         projector: ``A``, in the dtype that is computed in.
         rays: Line integrals, shape of the projector's sinograms.
-        weights: Of each ray, 0 or more, the same shape.
+        weights: Of each ray, 0 or more: an array of the same shape, or what gives those of some views.
         variation: On the projector's grid.
         price: What it costs.
         start: Where to begin, shape of the grid. It is taken over: what it holds afterwards is not told.
@@ -195,7 +202,6 @@ def minimise(
     np.maximum(image, 0, out=image)
     before = np.empty_like(image)
     curvature = curvature_bound(projector, weights, room=before)
-    parts = _parts(projector)
     dual = variation.start(dtype)
     residual = np.empty(projector.shape, dtype)
     # By how much it changed in the last step: a gradient's error by half a thousandth of it is no matter.
@@ -204,36 +210,46 @@ def minimise(
     def look(image: NDArray[Any]) -> float:
         """Take the residual of an image; return its squares, by their weights."""
         squares = 0.0
-        for views in parts:
+        for views in projector.some_views():
             now = projector.forward(image, views)
-            now -= rays[views]
+            now -= rays[views].astype(dtype, copy=False)
             np.subtract(now, residual[views], out=moved[views], casting="same_kind")
             residual[views] = now
-            wide = now.astype(np.float64, copy=False)
-            squares += float(np.sum(wide * wide * weights[views]))
+            for few in some_views(now.shape):
+                wide = now[few].astype(np.float64)
+                wide *= wide
+                wide *= weights[views.start + few.start : views.start + few.stop]
+                squares += float(wide.sum())
         return squares
+
+    def slope(views: slice) -> NDArray[Any]:
+        """Return what is projected back for some views."""
+        found = residual[views].copy()
+        if push != 0:
+            for few in some_views(found.shape):
+                found[few] += dtype.type(push) * moved[views][few]
+        for few in some_views(found.shape):
+            found[few] *= weights[views.start + few.start : views.start + few.stop]
+        return found
 
     residual[...] = 0
     squares = look(image)
     energy = squares / 2 + price * variation.value(image)
     push, momentum, steps = 0.0, 1.0, inner
-    measured = int(np.count_nonzero(weights))
+    measured = sum(int(np.count_nonzero(weights[views])) for views in some_views(projector.shape))
     energies: list[float] = []
     stopped, travelled = "iterations", 0.0
     while len(energies) < iterations:
         # Where the momentum leads, and from there down the slope, in place of the image before.
         _extrapolate(image, before, push)
-        for views in parts:
-            slope = residual[views].copy() if push == 0 else residual[views] + dtype.type(push) * moved[views]
-            slope *= weights[views]
-            projector.add_back(slope, before, first=views.start, factor=-1 / curvature)
+        for views in _parts(projector):
+            projector.add_back_from(slope, before, views=views, factor=-1 / curvature)
         change, size = variation.exchange(before, image, price / curvature, dual, iterations=steps)
         new_squares = look(image)
         new_energy = new_squares / 2 + price * variation.value(image)
         if new_energy > energy:
             image, before = before, image
-            for views in parts:
-                residual[views] -= moved[views]
+            residual -= moved
             push = 0.0
             if momentum > 1:  # begin again, without momentum
                 momentum = 1.0
@@ -286,7 +302,7 @@ def _extrapolate(image: NDArray[Any], before: NDArray[Any], push: float) -> None
 
 
 def curvature_bound(
-    projector: Projector, weights: NDArray[Any], *, rounds: int = 4, room: NDArray[Any] | None = None
+    projector: Projector, weights: Weights, *, rounds: int = 4, room: NDArray[Any] | None = None
 ) -> float:
     """Return a bound on the largest eigenvalue of the transpose times the weights times the projection.
 

@@ -80,9 +80,10 @@ def unseen(geometry: ScanGeometry, grid: Geometry) -> NDArray[np.bool_] | None:
             there |= np.where(inside, bit, np.uint32(0))[..., None]
             continue
         middle = geometry.rows / 2 - 0.5 - geometry.row_offset
-        row = middle + (heights - source[view]) * grow[..., None] / geometry.row_height
-        inside = inside[..., None] & (row >= -0.5) & (row <= geometry.rows - 0.5)
-        there |= np.where(inside, bit[..., None], np.uint32(0))
+        for i in range(grid.shape[0]):  # a plane at a time, which takes little memory
+            row = middle + (heights - source[view]) * grow[i, :, None] / geometry.row_height
+            seen = inside[i, :, None] & (row >= -0.5) & (row <= geometry.rows - 0.5)
+            there[i] |= np.where(seen, bit[i, :, None], np.uint32(0))
     found = there != possible[..., None]
     return found if found.any() else None
 

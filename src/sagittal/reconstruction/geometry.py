@@ -8,7 +8,7 @@ cos a)``; the source of a fan or a cone stands ``source_distance`` before the ax
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, GeometryError, InputError
 
-__all__ = ["ConeBeam", "FanBeam", "ParallelBeam", "ScanGeometry", "geometry_from_json"]
+__all__ = ["ConeBeam", "FanBeam", "ParallelBeam", "ScanGeometry", "geometry_from_json", "some_views"]
 
 _MOST_TURNS = 2.0
 _DEGREES = 0.5  # radians from view to view that no helical scan has
@@ -336,6 +336,18 @@ def subset(geometry: ScanGeometry, views: slice) -> ScanGeometry:
     x, y, z = geometry.centre
     moved = (angles[0] + angles[-1] - geometry.angles[0] - geometry.angles[-1]) / 2
     return replace(geometry, angles=angles, centre=(x, y, z + geometry.pitch * moved / _TURN))
+
+
+def some_views(shape: tuple[int, ...], rays: int = 1 << 15) -> Iterator[slice]:
+    """Yield all views of a sinogram of this shape, some neighbours at a time.
+
+    Args:
+        shape: Views, rows, bins.
+        rays: At most so many, unless one view has more; without it, what a processor's cache holds.
+    """
+    many = max(1, rays // math.prod(shape[1:]))
+    for first in range(0, shape[0], many):
+        yield slice(first, min(first + many, shape[0]))
 
 
 def require_covered(geometry: ScanGeometry, radius: float) -> None:

@@ -13,7 +13,7 @@ from sagittal.core.errors import InputError
 from sagittal.core.memory import require_memory
 from sagittal.reconstruction.analytic import fbp, fdk
 from sagittal.reconstruction.field_of_view import unseen
-from sagittal.reconstruction.geometry import ConeBeam
+from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry
 from sagittal.reconstruction.iterative import Reconstruction, Report, cgls, ordered_subsets, silent, sirt
 from sagittal.reconstruction.memory import memory_needed
 from sagittal.reconstruction.scan import Scan
@@ -91,7 +91,6 @@ def reconstruct(
         f"the reconstruction by {method}",
         instead="take a coarser grid, fewer slices, or another method",
     )
-    hidden = unseen(scan.geometry, grid)
     try:
         found = _by_name(scan, grid, method, mu_water, report, options, variance and doubt == "quick")
     except TypeError as error:
@@ -100,7 +99,7 @@ def reconstruct(
         given = ", ".join(options)
         raise InputError("the method has no such option", source=method, value=given) from error
     if not variance:
-        return _told(found, hidden)
+        return _told(found, scan.geometry)
     smooth = method.endswith("tv")
 
     def again(other: Scan, start: NDArray[np.float32] | None) -> Volume:
@@ -128,11 +127,12 @@ def reconstruct(
     )
     facts = {**image.facts, "doubt": doubts.facts}
     volume = image.replace(variance=doubts.variance, facts=facts)
-    return _told(dataclasses.replace(found, volume=volume, doubt=doubts), hidden)
+    return _told(dataclasses.replace(found, volume=volume, doubt=doubts), scan.geometry)
 
 
-def _told(found: Reconstruction, hidden: NDArray[np.bool_] | None) -> Reconstruction:
+def _told(found: Reconstruction, geometry: ScanGeometry) -> Reconstruction:
     """Return the reconstruction with what it does not see: as a mask, a share, and a variance."""
+    hidden = unseen(geometry, found.volume.geometry)
     if hidden is None:
         return found
     image = found.volume

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.native import load_extension, thread_count, vector_kernels
 from sagittal.core.optional import optional_import
-from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry, subset
+from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry, some_views, subset
 from sagittal.reconstruction.segments import (
     MARGIN,
     Segment,
@@ -143,6 +144,34 @@ class Projector:
         rays = self._checked(sinogram, (len(sinogram), *self.shape[1:]), "a sinogram")
         self._pair.add_back(rays, image, first, factor)
 
+    def some_views(self) -> list[slice]:
+        """Return all views in parts that are projected forward for little memory, and no more time."""
+        if not self.in_parts:
+            return [slice(0, self.shape[0])]
+        few = isinstance(self.geometry, ConeBeam)  # in planes, an image is made ready for each part
+        return list(some_views(self.shape) if few else some_views(self.shape, 1 << 18))
+
+    def add_back_from(
+        self,
+        rays: Callable[[slice], NDArray[Any]],
+        image: NDArray[Any],
+        *,
+        views: slice,
+        factor: float = 1.0,
+    ) -> None:
+        """Do what :meth:`add_back` does, to the same bits, for rays that are not there all at once.
+
+        Args:
+            rays: Gives a sinogram of some of the views; asked more than once for the same ones.
+            image: As for :meth:`add_back`.
+            views: Neighbours, as a slice with both ends.
+            factor: As for :meth:`add_back`.
+        """
+        if isinstance(self._pair, _Compiled) and isinstance(self.geometry, ConeBeam):
+            self._pair.add_back_from(rays, image, views, factor)
+        else:
+            self.add_back(rays(views), image, first=views.start, factor=factor)
+
     def _checked(self, values: NDArray[Any], shape: tuple[int, ...], what: str) -> NDArray[Any]:
         if values.shape != shape:
             raise GeometryError(f"{what} has another shape", value=values.shape, expected=str(shape))
@@ -211,6 +240,19 @@ class _Compiled:
     def add_back(self, rays: NDArray[Any], image: NDArray[Any], first: int, factor: float) -> None:
         for second, sweep in self._sweeps:
             _native.spread(self.kernel, self.threads, sweep, rays, second, first, self._down, factor, image)
+
+    def add_back_from(
+        self, rays: Callable[[slice], NDArray[Any]], image: NDArray[Any], views: slice, factor: float
+    ) -> None:
+        # Of a cone beam alone: of planes, what some views say of a pixel is summed up before it is added.
+        shape = (views.stop - views.start, *self.geometry.shape[1:])
+        for second, sweep in self._sweeps:
+            for part in some_views(shape):
+                first = views.start + part.start
+                given = rays(slice(first, views.start + part.stop))
+                _native.spread(
+                    self.kernel, self.threads, sweep, given, second, first, self._down, factor, image
+                )
 
     @functools.cached_property
     def _sweeps(self) -> list[tuple[bool, Any]]:

@@ -39,6 +39,7 @@ from sagittal.reconstruction.descent import (
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
+from sagittal.reconstruction.ray_weights import RayWeights
 from sagittal.reconstruction.scan import Scan, hounsfield
 from sagittal.reconstruction.variation import Variation, gradient_length, step_weights
 from sagittal.volume import Geometry
@@ -265,11 +266,7 @@ class _Task:
         self.grid = subdivided(grid, subdivision)
         # Of the variation in 1/mm; the same image has a larger sum of differences on smaller voxels.
         self.price = 1000 / (roughness * mu_water * subdivision)
-        self.rays = scan.sinogram.astype(solver.dtype, copy=False)
-        self.noise = _noise(scan) if scan.photons is None else 0.0
-        self.weights = np.empty(self.rays.shape, solver.dtype)
-        for views in self._parts():
-            self.weights[views] = 1 / self._variance(views)
+        self.weights = RayWeights(scan, solver.dtype)
 
     def begin(self, start: NDArray[Any] | None) -> NDArray[Any]:
         """Return the image to begin with: the one that is given, or that of coarser grids."""
@@ -285,19 +282,13 @@ class _Task:
         projector = self._projector(self.grid)
         squares = gradient_length(image, self.grid).astype(self.solver.dtype, copy=False)
         np.square(squares, out=squares)
-        for views in self._parts() if projector.in_parts else [slice(0, len(self.rays))]:
-            crossed = projector.forward(squares, views) * min(self.grid.spacing[:2])
-            self.weights[views] = 1 / (self._variance(views) + self.model_error**2 * crossed)
 
-    def _parts(self) -> list[slice]:
-        many = max(1, 2**18 // math.prod(self.rays.shape[1:]))
-        return [slice(first, first + many) for first in range(0, len(self.rays), many)]
+        def error(views: slice) -> NDArray[Any]:
+            return np.asarray(
+                self.model_error**2 * (projector.forward(squares, views) * min(self.grid.spacing[:2]))
+            )
 
-    def _variance(self, views: slice) -> NDArray[np.float64] | float:
-        if not self.noise:
-            return self.scan.variance_in(views)
-        missing = self.scan.missing
-        return self.noise**2 if missing is None else np.where(missing[views], math.inf, self.noise**2)
+        self.weights.doubt(error, projector.some_views())
 
     def variation(self, **weights: Any) -> Variation:
         return Variation(grid=self.grid, threads=self.solver.threads, **weights)
@@ -340,9 +331,9 @@ class _Task:
         coarser = grid.spacing[0] / self.grid.spacing[0]
         price = self.price * coarser * grid.spacing[2] / self.grid.spacing[2]
         variation = Variation(grid=grid, threads=self.solver.threads)
-        if subsets_of(len(self.rays)) > 1:
+        if subsets_of(len(self.scan.sinogram)) > 1:
             self.report(f"{self.name}: {grid.shape[0]} voxels wide, {passes} passes by subsets")
-            given = (self._projector(grid), self.rays, self.weights, variation, price, image)
+            given = (self._projector(grid), self.scan.sinogram, self.weights, variation, price, image)
             return approach(*given, passes=passes, inner=self.solver.inner) if passes else image
         if grid is self.grid:
             return image
@@ -359,7 +350,7 @@ class _Task:
     ) -> Descent:
         return minimise(
             self._projector(grid),
-            self.rays,
+            self.scan.sinogram,
             self.weights,
             variation,
             price,
@@ -410,16 +401,6 @@ def _weighing(
         return np.asarray(least + (1 - least) * kept, step.dtype)
 
     return weigh
-
-
-def _noise(scan: Scan) -> float:
-    """Return the standard deviation of the rays of a scan without a dose, from neighbours."""
-    second = np.diff(scan.sinogram.astype(np.float64), 2, axis=-1)
-    if scan.missing is not None:
-        known = ~scan.missing
-        second = second[known[..., :-2] & known[..., 1:-1] & known[..., 2:]]
-    noise = float(np.median(np.abs(second))) / 0.6745 / math.sqrt(6) if second.size else 0.0
-    return max(noise, 1e-4 * max(float(np.abs(scan.sinogram).max()), 1e-6))
 
 
 def _one_threshold(delta: float | None, edge_share: float | None) -> float | None:
