@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,41 @@ def test_a_solver_that_cannot_be_is_refused() -> None:
         Solver(dtype="float16")
     with pytest.raises(InputError, match="tolerance is out of range"):
         Solver(tolerance=-1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("iterations", 0, "1 or more"),
+        ("iterations", 2.5, "1 or more"),
+        ("inner", 0, "1 or more"),
+        ("inner", True, "1 or more"),
+        ("passes", -1, "0 or more"),
+        ("levels", -1, "0 or more"),
+        ("levels", 1.5, "0 or more"),
+        ("levels", "two", "0 or more"),
+        ("coarse_iterations", -3, "0 or more"),
+        ("coarse_iterations", None, "0 or more"),
+        ("threads", 0, "1 or more"),
+        ("dtype", "float16", "float32 or float64"),
+        ("tolerance", 1.0, "from 0 to below 1"),
+        ("tolerance", float("nan"), "from 0 to below 1"),
+        ("tolerance", "small", "from 0 to below 1"),
+    ],
+)
+def test_what_a_solver_refuses_says_which_field_what_it_got_and_what_it_expects(
+    field: str, value: Any, expected: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        Solver(**{field: value})
+    assert str(refused.value).startswith(f"{field}: ")
+    assert str(value) in str(refused.value)
+    assert expected in str(refused.value)
+
+
+def test_no_coarser_grids_and_no_passes_on_them_are_allowed() -> None:
+    assert Solver(levels=0, coarse_iterations=0, passes=0, tolerance=0).levels == 0
+    assert Solver(iterations=np.int64(3), threads=2).iterations == 3
 
 
 FINE = Geometry.from_spacing((96, 96, 1), (2.6, 2.6, 4), (-123.5, -123.5, 0))

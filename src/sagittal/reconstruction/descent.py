@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
 from sagittal.reconstruction.geometry import some_views
-from sagittal.reconstruction.iterative import Report, require_iterations, silent
+from sagittal.reconstruction.iterative import Report, require_count, require_iterations, silent
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.variation import Variation
 from sagittal.volume import Geometry
@@ -64,6 +64,9 @@ class Solver:
         threads: How many; they change no bit.
         device: Where scans are projected, as for :class:`~sagittal.reconstruction.projectors.Projector`; the
             proximal step is the processor's.
+
+    Raises:
+        InputError: A count that is no whole number or too small, another dtype, a tolerance out of range.
     """
 
     iterations: int = 300
@@ -78,15 +81,27 @@ class Solver:
 
     def __post_init__(self) -> None:
         require_iterations(self.iterations)
-        require_iterations(self.inner)
-        if self.passes < 0:
-            raise InputError(
-                "there are less than no passes", source="passes", value=self.passes, expected="0 or more"
-            )
+        require_count("inner", self.inner, 1, "there are no iterations of the proximal step")
+        require_count("passes", self.passes, 0, "there are less than no passes")
+        require_count("levels", self.levels, 0, "there are less than no coarser grids")
+        require_count("coarse_iterations", self.coarse_iterations, 0, "there are less than no passes")
+        if self.threads is not None:
+            require_count("threads", self.threads, 1, "there are no threads")
         if self.dtype not in ("float32", "float64"):
-            raise InputError("iterations are computed in two dtypes", source="dtype", value=self.dtype)
-        if not 0 <= self.tolerance < 1:
-            raise InputError("the tolerance is out of range", source="tolerance", value=self.tolerance)
+            raise InputError(
+                "iterations are computed in two dtypes",
+                source="dtype",
+                value=self.dtype,
+                expected="float32 or float64",
+            )
+        number = isinstance(self.tolerance, int | float | np.number) and not isinstance(self.tolerance, bool)
+        if not (number and 0 <= self.tolerance < 1):
+            raise InputError(
+                "the tolerance is out of range",
+                source="tolerance",
+                value=self.tolerance,
+                expected="a number from 0 to below 1",
+            )
 
 
 @dataclass

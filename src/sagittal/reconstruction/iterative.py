@@ -215,10 +215,19 @@ def cgls(
 
 def require_iterations(iterations: int) -> None:
     """Refuse a number of iterations below 1."""
-    if iterations < 1:
-        raise InputError(
-            "there are no iterations", source="iterations", value=iterations, expected="1 or more"
-        )
+    require_count("iterations", iterations, 1, "there are no iterations")
+
+
+def require_count(name: str, count: int, least: int, problem: str) -> None:
+    """Refuse what is no whole number, or one below ``least``.
+
+    Raises:
+        InputError: It names the field.
+    """
+    whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+    if not whole or count < least:
+        problem = problem if whole else "this is no whole number"
+        raise InputError(problem, source=name, value=repr(count), expected=f"{least} or more")
 
 
 def begin(grid: Geometry, start: NDArray[np.floating] | None) -> NDArray[np.float32]:
