@@ -74,6 +74,7 @@ HeldSweep<T> sweep_of(int64_t rows, int64_t pixels, const Given<int64_t, 2>& seg
     s.segments.push_back(found);
   }
   s.pad = most + 2 + 32;  // of which whole vectors may be read
+  h.P.reserve(P.size() + kSlack), h.Q.reserve(P.size() + kSlack);
   h.P.assign(P.data(), P.data() + P.size());
   h.Q.assign(Q.data(), Q.data() + Q.size());
   h.scales.assign(scales.data(), scales.data() + scales.size());
@@ -321,10 +322,12 @@ std::array<D*, 3> dual_of(const Variation<T>& v, const std::vector<Written<D, 3>
   return p;
 }
 
-// Planes that a thread takes at a time: as many threads can work, and the planes between two hardly count.
+// Planes that a thread takes at a time: few enough that threads end together, and no more parts than that asks for,
+// because between two of them a plane is held.
 template <typename T>
-int64_t planes_of(const Variation<T>& v) {
-  const int64_t parts = std::min<int64_t>(v.shape[0], v.shape[1] > 1 ? 16 : 64);
+int64_t planes_of(const Variation<T>& v, int threads) {
+  const int64_t most = v.shape[1] > 1 ? (threads > 1 ? std::min(2 * threads, 16) : 1) : 64;
+  const int64_t parts = std::min<int64_t>(v.shape[0], most);
   return (v.shape[0] + parts - 1) / parts;
 }
 
@@ -338,7 +341,7 @@ void descend(const std::string& kernel, int threads, const Given<T, 3>& given, c
   if (!(v.limit > 0)) return;
   nb::gil_scoped_release released;
   const T* from = given.data();
-  const int64_t many = planes_of(v), parts = (v.shape[0] + many - 1) / many;
+  const int64_t many = planes_of(v, threads), parts = (v.shape[0] + many - 1) / many;
   std::vector<T> firsts(parts * v.plane());
   for (int i = 0; i < iterations; ++i) {
     Pool::run(threads, parts, [&](int64_t n) { ON(kernel, primal_plane<T, D>(v, n * many, from, p.data(), firsts.data() + n * v.plane())); });
@@ -369,7 +372,7 @@ std::pair<double, double> exchange(const std::string& kernel, int threads, const
   const std::array<D*, 3> p = dual_of<T, D>(v, dual);
   for (int axis = 0; axis < 3; ++axis) require(int64_t(image.shape(axis)) == v.shape[axis], "the image has another shape");
   nb::gil_scoped_release released;
-  const int64_t many = planes_of(v);
+  const int64_t many = planes_of(v, threads);
   std::vector<double> moved(v.shape[0]), size(v.shape[0]);
   Pool::run(threads, (v.shape[0] + many - 1) / many, [&](int64_t n) {
     std::vector<T> room(v.plane());

@@ -13,6 +13,7 @@ from sagittal.reconstruction.geometry import (
     ParallelBeam,
     geometry_from_json,
     geometry_to_json,
+    some_rays,
     some_views,
 )
 
@@ -37,6 +38,9 @@ def test_views_are_taken_some_at_a_time_and_one_at_least() -> None:
     assert list(some_views((5, 2, 10), 40)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert list(some_views((2, 2, 10), 19)) == [slice(0, 1), slice(1, 2)]
     assert list(some_views((3, 2, 10))) == [slice(0, 3)]
+    assert list(some_rays((3, 2, 10), 40)) == [(slice(0, 2), slice(0, 2)), (slice(2, 3), slice(0, 2))]
+    assert list(some_rays((1, 5, 10), 20)) == [(slice(0, 1), slice(n, min(n + 2, 5))) for n in (0, 2, 4)]
+    assert len(list(some_rays((2, 2, 10), 3))) == 4
 
 
 def test_edges_are_offset_by_bins() -> None:

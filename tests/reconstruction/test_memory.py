@@ -12,6 +12,7 @@ from sagittal.core.errors import InputError
 from sagittal.reconstruction.geometry import ConeBeam, ParallelBeam, ScanGeometry
 from sagittal.reconstruction.memory import COPIES, memory_needed
 from sagittal.reconstruction.methods import METHODS, reconstruct
+from sagittal.reconstruction.projectors import REFERENCE, projector_kernels
 from sagittal.reconstruction.scan import Scan
 from sagittal.reconstruction.simulate import fitted_geometry
 from sagittal.reconstruction.total_variation import Solver
@@ -33,6 +34,8 @@ def cone(size: int, slices: int, views: int, bins: int, rows: int) -> tuple[Geom
     width, height = fitted.bin_width * fitted.bins / bins, fitted.row_height * fitted.rows / rows
     return grid, replace(fitted, bins=bins, bin_width=width, rows=rows, row_height=height)
 
+
+needs_native = pytest.mark.skipif(projector_kernels()[-1] == REFERENCE, reason="the extension is not built")
 
 CASES = {
     "many voxels": plane(96, 48, 16),
@@ -59,6 +62,29 @@ def test_a_method_takes_no_more_memory_than_it_states_and_not_far_less(method: s
     tracemalloc.stop()
     assert peak < needed
     assert needed < 5 * peak
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("method", "volumes", "sinograms"),
+    [
+        ("tv", 3.5, 1.5),  # two images and half one for each axis; residuals, and how far they moved
+        ("edge-preserving-tv", 3.75, 2.5),  # and a quarter for the weights, and those of the rays
+        ("directional-tv", 4.25, 1.5),
+    ],
+)
+def test_total_variation_in_three_dimensions_holds_what_it_must_and_hardly_more(
+    method: str, volumes: float, sinograms: float
+) -> None:
+    grid, geometry = cone(112, 112, 12, 168, 140)
+    scan = Scan(np.full(geometry.shape, 0.5, np.float32), geometry, 1e4)
+    solver = Solver(iterations=1, passes=0, levels=0, threads=1)
+    tracemalloc.start()
+    reconstruct(scan, grid, method, solver=solver)
+    peak = tracemalloc.get_traced_memory()[1] / (4 * math.prod(grid.shape))
+    tracemalloc.stop()
+    sinogram = math.prod(geometry.shape) / math.prod(grid.shape)
+    assert volumes + sinograms * sinogram - 0.1 < peak < volumes + sinograms * sinogram + 0.15
 
 
 def test_smaller_voxels_and_a_variance_take_more() -> None:

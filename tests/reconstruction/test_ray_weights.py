@@ -31,6 +31,7 @@ def test_weights_are_one_by_the_variance_of_the_views_that_are_asked_for(views: 
     for chosen in (slice(None), slice(1, 3), slice(1, None, 3), slice(0, views)):
         assert weights[chosen].dtype == np.float32
         assert np.array_equal(weights[chosen], all_[chosen])
+        assert np.array_equal(weights[chosen, 2:5], all_[chosen, 2:5])
     assert (weights[:][1] == 0).all() == missing
     assert np.array_equal(RayWeights(scan, np.float64)[:], 1 / scan.variance)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
-from sagittal.reconstruction.geometry import some_views
+from sagittal.reconstruction.geometry import some_rays
 from sagittal.reconstruction.iterative import Report, require_count, require_iterations, silent
 from sagittal.reconstruction.projectors import Projector
 from sagittal.reconstruction.variation import Variation
@@ -44,9 +44,9 @@ _LEAST_VIEWS = 10
 
 
 class Weights(Protocol):
-    """Weights of rays: those of some views, shape (views, rows, bins). An array is one."""
+    """Weights of rays: those of some views, shape (views, rows, bins), and of some rows. An array is one."""
 
-    def __getitem__(self, views: slice, /) -> Any: ...
+    def __getitem__(self, rays: slice | tuple[slice, slice], /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,28 +230,27 @@ def minimise(
             now -= rays[views].astype(dtype, copy=False)
             np.subtract(now, residual[views], out=moved[views], casting="same_kind")
             residual[views] = now
-            for few in some_views(now.shape):
+            for few in some_rays(now.shape):
                 wide = now[few].astype(np.float64)
                 wide *= wide
-                wide *= weights[views.start + few.start : views.start + few.stop]
+                wide *= weights[_among_all(few, views)]
                 squares += float(wide.sum())
         return squares
 
     def slope(views: slice) -> NDArray[Any]:
         """Return what is projected back for some views."""
         found = residual[views].copy()
-        if push != 0:
-            for few in some_views(found.shape):
+        for few in some_rays(found.shape):
+            if push != 0:
                 found[few] += dtype.type(push) * moved[views][few]
-        for few in some_views(found.shape):
-            found[few] *= weights[views.start + few.start : views.start + few.stop]
+            found[few] *= weights[_among_all(few, views)]
         return found
 
     residual[...] = 0
     squares = look(image)
     energy = squares / 2 + price * variation.value(image)
     push, momentum, steps = 0.0, 1.0, inner
-    measured = sum(int(np.count_nonzero(weights[views])) for views in some_views(projector.shape))
+    measured = sum(int(np.count_nonzero(weights[few])) for few in some_rays(projector.shape))
     energies: list[float] = []
     stopped, travelled = "iterations", 0.0
     while len(energies) < iterations:
@@ -300,6 +299,11 @@ def _parts(projector: Projector) -> list[slice]:
     most = max(math.prod(projector.grid.shape) // 16, 1 << 18)
     many = min(views, max(1, most // (rows * bins)))
     return [slice(first, min(first + many, views)) for first in range(0, views, many)]
+
+
+def _among_all(rays: tuple[slice, slice], views: slice) -> tuple[slice, slice]:
+    """Return which rays of a scan are some of some views'."""
+    return slice(views.start + rays[0].start, views.start + rays[0].stop), rays[1]
 
 
 def _extrapolate(image: NDArray[Any], before: NDArray[Any], push: float) -> None:

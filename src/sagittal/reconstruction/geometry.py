@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 
 from sagittal.core.errors import FormatError, GeometryError, InputError
 
-__all__ = ["ConeBeam", "FanBeam", "ParallelBeam", "ScanGeometry", "geometry_from_json", "some_views"]
+__all__ = [
+    "ConeBeam",
+    "FanBeam",
+    "ParallelBeam",
+    "ScanGeometry",
+    "geometry_from_json",
+    "some_rays",
+    "some_views",
+]
 
 _MOST_TURNS = 2.0
 _DEGREES = 0.5  # radians from view to view that no helical scan has
@@ -348,6 +356,14 @@ def some_views(shape: tuple[int, ...], rays: int = 1 << 15) -> Iterator[slice]:
     many = max(1, rays // math.prod(shape[1:]))
     for first in range(0, shape[0], many):
         yield slice(first, min(first + many, shape[0]))
+
+
+def some_rays(shape: tuple[int, ...], rays: int = 1 << 14) -> Iterator[tuple[slice, slice]]:
+    """Yield all rays of a sinogram of this shape, as :func:`some_views` does, or some rows of one view."""
+    rows = max(1, rays // shape[2])
+    for views in some_views(shape, rays):
+        for first in range(0, shape[1], rows):
+            yield views, slice(first, min(first + rows, shape[1]))
 
 
 def require_covered(geometry: ScanGeometry, radius: float) -> None:

@@ -18,9 +18,9 @@ COPIES: Mapping[str, tuple[int, int]] = {
     "sirt": (6, 8),
     "cgls": (6, 4),
     "ordered-subsets": (11, 4),
-    "tv": (6, 8),
-    "edge-preserving-tv": (9, 8),
-    "directional-tv": (10, 8),
+    "tv": (5, 4),
+    "edge-preserving-tv": (5, 4),
+    "directional-tv": (6, 4),
 }
 """Copies of the volume and of the sinogram, both in float32, at the peak of each method.
 

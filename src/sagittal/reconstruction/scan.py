@@ -178,25 +178,35 @@ class Scan:
         """
         return self.variance_in(slice(None))
 
-    def variance_in(self, views: slice) -> NDArray[np.float64]:
-        """Return :attr:`variance` in some of the views.
+    def variance_in(self, rays: slice | tuple[slice, ...]) -> NDArray[np.float64]:
+        """Return :attr:`variance` of some of the rays.
+
+        Args:
+            rays: Some of the views, or of the views and the rows, as slices.
 
         Raises:
             InputError: The number of photons is not known.
         """
-        counts = np.maximum(self._counts(views), LEAST_COUNT)
-        found = (counts + self.electronic**2) / counts**2
+        counts = self._counts(rays)
+        np.maximum(counts, LEAST_COUNT, out=counts)
+        found: NDArray[np.float64] = counts + self.electronic**2
+        counts *= counts
+        found /= counts
         if self.missing is not None:
-            found[self.missing[views]] = math.inf
-        return np.asarray(found)
+            found[self.missing[rays]] = math.inf
+        return found
 
-    def _counts(self, views: slice) -> NDArray[np.float64]:
+    def _counts(self, rays: slice | tuple[slice, ...]) -> NDArray[np.float64]:
         photons = self.photons
         if photons is None:
             raise InputError("the scan does not say its dose", source="photons", expected="photons per ray")
-        if isinstance(photons, np.ndarray) and len(photons) > 1:
-            photons = photons[views]
-        return np.asarray(photons * np.exp(-self.sinogram[views].astype(np.float64)))
+        if isinstance(photons, np.ndarray):
+            photons = np.broadcast_to(photons, self.sinogram.shape)[rays]
+        found = self.sinogram[rays].astype(np.float64)
+        np.negative(found, out=found)
+        np.exp(found, out=found)
+        found *= photons
+        return found
 
     def replace(self, **changes: Any) -> Scan:
         """Return a scan with the named attributes changed; everything is checked again."""

@@ -215,7 +215,10 @@ def directional_tv(
     del first
     task = _Task(scan, grid, roughness, solver, mu_water, report, "directional-tv")
     weighing = _weighing(threshold * mu_water / 1000, root=True)
-    scales = tuple(step_weights(image, grid, weighing, axis=axis) for axis in range(3))
+    flat = grid.shape[2] == 1
+    scales = tuple(step_weights(image, grid, weighing, axis=axis) for axis in range(2 if flat else 3))
+    if flat:
+        scales += scales[-1:]  # along an axis of one voxel there are no differences to weigh
     return task.result(task.solve(task.variation(scales=scales), image))
 
 

@@ -239,7 +239,7 @@ def step_weights(
 
 def _steps(image: NDArray[Any], grid: Geometry, axis: int | None) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the lengths of the differences, some planes of the first axis at a time."""
-    many = max(1, (1 << 18) * image.shape[0] // image.size)
+    many = max(1, (1 << 14) * image.shape[0] // image.size)
     for first in range(0, image.shape[0], many):
         last = min(first + many, image.shape[0])
         parts = [part[: last - first] for part in differences(image[first : last + 1], grid)]
