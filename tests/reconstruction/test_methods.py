@@ -49,6 +49,8 @@ def test_fbp_of_a_cone_is_fdk() -> None:
     [
         ("magic", {}, "there is no such method; got magic"),
         ("sirt", {"delta": 3.0}, "sirt: the method has no such option; got delta"),
+        ("fbp", {"cutoff": 0.5, "delta": 3.0}, "got delta; expected window, cutoff, truncation$"),
+        ("tv", {"report_": print, "name": "mine"}, "got report_, name; expected roughness, subdivision"),
     ],
 )
 def test_what_a_method_cannot_do_is_refused(method: str, options: dict[str, Any], message: str) -> None:

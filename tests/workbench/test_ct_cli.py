@@ -121,16 +121,74 @@ def test_an_image_becomes_part_of_a_case(scan: Path, tmp_path: Path) -> None:
         (("--method", "magic", "--out", "x.nii.gz"), "there is no such method; got magic"),
         (("--variance", "--doubt", "none", "--out", "x.nii.gz"), "there is no such doubt; got none"),
         (("--method", "fbp"), "--out: the image has nowhere to go"),
+        (("--out", "x.txt"), "--out: the name has another ending; got x.txt; expected .nii or .nii.gz"),
+        (("--out", "."), "--out: this is a folder; got ."),
+        (("--out", "file/x.nii.gz"), "--out: it would lie in a file; got file/x.nii.gz"),
+        (("--out", "x.nii.gz", "--unseen", "u.npz"), "--unseen: the name has another ending; got u.npz"),
+        (("--doubt", "bootstrap", "--out", "x.nii.gz"), "--doubt: no variance is asked for"),
+        (("--draws", 5, "--out", "x.nii.gz"), "--draws: no variance is asked for"),
+        (
+            ("--method", "fbp", "--roughness", 3, "--out", "x.nii.gz"),
+            "fbp: the method has no such option; got roughness; expected window, cutoff, truncation",
+        ),
+        (("--iterations", 0, "--out", "x.nii.gz"), "iterations: there are no iterations; got 0"),
     ],
 )
 def test_what_cannot_be_reconstructed_is_refused(
     scan: Path, arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    there = sorted(tmp_path.iterdir())
     done = sagittal("ct", "reconstruct", scan, *arguments)
     assert done.exit_code == 2
-    assert message in done.output
-    assert not (tmp_path / "x.nii.gz").exists()
+    assert message in " ".join(done.output.split())
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--photons", "1e30"), "photons: more photons would be counted than can be drawn; got 1e+30"),
+        (("--photons", "nan"), "photons: photons must be a positive number; got nan; expected what a bin"),
+        (("--electronic", "-1"), "electronic: the noise must be a number of 0 or more; got -1.0; expected"),
+        (("--geometry", "spiral"), "geometry: there is no such geometry; got spiral"),
+        (("--views", "0"), "views: there are no views; got 0; expected 1 or more"),
+        (("--views", "1000000000"), "views: there are too many views; got 1000000000; expected 1000000 at"),
+        (("--out", "."), "--out: this is a folder; got ."),
+    ],
+)
+def test_a_scan_that_cannot_be_made_is_refused_and_nothing_is_written(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_nifti(smooth_regions().rasterise(GRID), tmp_path / "image.nii.gz")
+    there = sorted(tmp_path.iterdir())
+    out = () if "--out" in arguments else ("--out", "s.npz")
+    done = sagittal("ct", "simulate", "--volume", "image.nii.gz", "--slice", 0, *arguments, *out)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    assert sorted(tmp_path.iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", ","), "--methods: there is nothing to compare; got ,; expected fbp, sirt"),
+        (("--methods", "fbp,best"), "--methods: there is no such method; got best; expected fbp, sirt"),
+        (("--methods", "fbp", "--json", "."), "--json: this is a folder; got ."),
+        (("--methods", "fbp", "--figure", "."), "--figure: this is a folder; got ."),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    scan: Path, arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = sorted(tmp_path.iterdir())
+    done = sagittal("ct", "compare", scan, *arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+    assert sorted(tmp_path.iterdir()) == there
 
 
 def test_a_slice_that_there_is_not_and_a_bad_scan_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ METHODS = ("fbp", *_ITERATIVE)
 """Names of the methods; ``fbp`` is FDK for a circular cone."""
 
 _DRAWS: Mapping[Kind, int] = {"quick": 4, "bootstrap": 20}
+_EVERY_METHODS = ("mu_water", "report", "variance", "name")
 _FEW = 2  # where noise is much the same everywhere, and neighbours say what draws do not
 _WARM_ITERATIONS = 40
 
@@ -82,7 +84,17 @@ def reconstruct(
         GeometryError: The grid does not suit the scanner.
     """
     if method not in METHODS:
-        raise InputError("there is no such method", value=method, expected=", ".join(METHODS))
+        raise InputError(
+            "there is no such method", source="method", value=method, expected=", ".join(METHODS)
+        )
+    known = _options(method)
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(
+            "the method has no such option",
+            source=method,
+            value=", ".join(unknown),
+            expected=", ".join(known),
+        )
     if doubt not in _DRAWS:
         raise InputError("there is no such doubt", source="doubt", value=doubt, expected=", ".join(_DRAWS))
     needed = memory_needed(scan, grid, method, variance=variance, subdivision=options.get("subdivision"))
@@ -91,13 +103,7 @@ def reconstruct(
         f"the reconstruction by {method}",
         instead="take a coarser grid, fewer slices, or another method",
     )
-    try:
-        found = _by_name(scan, grid, method, mu_water, report, options, variance and doubt == "quick")
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        given = ", ".join(options)
-        raise InputError("the method has no such option", source=method, value=given) from error
+    found = _by_name(scan, grid, method, mu_water, report, options, variance and doubt == "quick")
     if not variance:
         return _told(found, scan.geometry)
     smooth = method.endswith("tv")
@@ -128,6 +134,12 @@ def reconstruct(
     facts = {**image.facts, "doubt": doubts.facts}
     volume = image.replace(variance=doubts.variance, facts=facts)
     return _told(dataclasses.replace(found, volume=volume, doubt=doubts), scan.geometry)
+
+
+def _options(method: str) -> list[str]:
+    """Return what a method's caller may choose, beside what every method takes."""
+    parameters = inspect.signature(_ITERATIVE.get(method, fbp)).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _EVERY_METHODS]
 
 
 def _told(found: Reconstruction, geometry: ScanGeometry) -> Reconstruction:

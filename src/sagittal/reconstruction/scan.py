@@ -74,11 +74,12 @@ class Scan:
         if missing is not None:
             missing = np.broadcast_to(_compact(missing), shape)
         object.__setattr__(self, "missing", missing)
-        noise = self.electronic
+        noise, meant = self.electronic, "its standard deviation, in photons"
         if isinstance(noise, bool) or not isinstance(noise, int | float | np.number) or not noise >= 0:
-            raise InputError("the noise must be a number of 0 or more", source="electronic", value=noise)
+            problem = "the noise must be a number of 0 or more"
+            raise InputError(problem, source="electronic", value=noise, expected=meant)
         if not math.isfinite(noise):
-            raise InputError("the noise must be finite", source="electronic", value=noise)
+            raise InputError("the noise must be finite", source="electronic", value=noise, expected=meant)
         object.__setattr__(self, "electronic", float(noise))
 
     @classmethod
@@ -111,7 +112,7 @@ class Scan:
         """
         expected = _checked_photons(photons, geometry.shape)
         if expected is None:
-            raise InputError("photons must be a positive number", source="photons", value=repr(photons))
+            raise _no_photons(photons)
         gone = np.broadcast_to(np.asarray(expected) == 0, geometry.shape)
         values = np.asarray(counts)
         if missing == "mark" and values.shape == geometry.shape and values.dtype.kind == "f":
@@ -280,12 +281,12 @@ def _checked_photons(photons: Any, shape: tuple[int, int, int]) -> float | NDArr
     if photons is None:
         return None
     if isinstance(photons, bool | str) or np.asarray(photons).dtype.kind not in "iuf":
-        raise InputError("photons must be a positive number", source="photons", value=repr(photons)[:80])
+        raise _no_photons(photons)
     values = np.asarray(photons)
     values = values if values.dtype.kind == "f" else values.astype(np.float64)
     if values.ndim == 0:
         if not (math.isfinite(values) and values > 0):
-            raise InputError("photons must be a positive number", source="photons", value=repr(photons))
+            raise _no_photons(photons)
         return float(values)
     if not _broadcasts(values.shape, shape):
         raise GeometryError(
@@ -304,6 +305,15 @@ def _checked_photons(photons: Any, shape: tuple[int, int, int]) -> float | NDArr
             expected="0 where a ray was not measured",
         )
     return values
+
+
+def _no_photons(photons: Any) -> InputError:
+    return InputError(
+        "photons must be a positive number",
+        source="photons",
+        value=repr(photons)[:80],
+        expected="what a bin counts with nothing in the way",
+    )
 
 
 def _checked_missing(

@@ -26,6 +26,8 @@ from sagittal.volume.phantoms import WATER_PER_MM
 __all__ = ["add_noise", "fitted_geometry", "sampled_integrals", "scannable", "simulate_scan", "upright"]
 
 _AIR_HU = -1000.0
+_MOST_COUNTS = 1e18
+_MOST_VIEWS = 1_000_000
 _BYTES_A_RAY = 40
 """What counting photons takes at its peak: line integrals and counts in three copies of float64 each."""
 
@@ -71,14 +73,26 @@ def add_noise(
 
     Raises:
         GeometryError: Line integrals or photons that do not suit the geometry.
-        InputError: A dose that is not positive, or negative noise.
+        InputError: A dose that is not positive or beyond what can be drawn, or negative noise.
     """
     dose = Scan(np.asarray(exact), geometry, photons, electronic)  # checks all of it
     draw = generator(seed, "ct-scan")
-    counts = draw.poisson(dose.counts).astype(np.float64)
+    counts = draw.poisson(_drawable(dose.counts)).astype(np.float64)
     if electronic:
         counts += draw.normal(0, electronic, counts.shape)
     return Scan.from_counts(counts, photons, geometry, electronic=electronic)
+
+
+def _drawable(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return expected counts, unless they are too large for Poisson's numbers."""
+    if counts.max() > _MOST_COUNTS:
+        raise InputError(
+            "more photons would be counted than can be drawn",
+            source="photons",
+            value=f"{counts.max():.3g}",
+            expected=f"{_MOST_COUNTS:.0e} at most",
+        )
+    return counts
 
 
 def sampled_integrals(
@@ -150,12 +164,18 @@ def fitted_geometry(grid: Geometry, kind: str, views: int, *, curved: bool = Fal
         curved: Whether the detector of a fan or a cone is an arc.
 
     Raises:
-        InputError: Another kind, or no views.
+        InputError: Another kind, no views, or more than a million.
     """
     if kind not in ("parallel", "fan", "cone"):
-        raise InputError("there is no such geometry", value=kind, expected="parallel, fan or cone")
+        raise InputError(
+            "there is no such geometry", source="geometry", value=kind, expected="parallel, fan or cone"
+        )
     if views < 1:
-        raise InputError("there are no views", value=views, expected="1 or more")
+        raise InputError("there are no views", source="views", value=views, expected="1 or more")
+    if views > _MOST_VIEWS:
+        raise InputError(
+            "there are too many views", source="views", value=views, expected=f"{_MOST_VIEWS} at most"
+        )
     step = min(grid.spacing[:2])
     shape = np.asarray(grid.shape)
     x, y, z = (float(place) for place in grid.index_to_world((shape - 1) / 2))

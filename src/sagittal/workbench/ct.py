@@ -56,6 +56,7 @@ def simulate(
     """Scan an image at a dose, by another projector than reconstructs it."""
     from sagittal.reconstruction import StoredScan, fitted_geometry, simulate_scan, write_scan
 
+    _require_file(out, "--out")
     with status(quiet=as_json) as report:
         report(f"reading {volume.name}")
         image = _image(volume, slice_)
@@ -105,6 +106,11 @@ def reconstruct(
 
     if out is None and case is None:
         raise InputError("the image has nowhere to go", source="--out", expected="a file, or --case")
+    for option, path in (("--out", out), ("--unseen", unseen)):
+        _require_file(path, option, (".nii", ".nii.gz"))
+    for option, given in (("--doubt", doubt != "quick"), ("--draws", draws is not None)):
+        if given and not variance:
+            raise InputError("no variance is asked for", source=option, expected="--variance beside it")
     stored = _scan(scan)
     if device is not None and case is not None:
         raise InputError(
@@ -160,12 +166,19 @@ def compare(
     from sagittal.reconstruction import reconstruct as by_method
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names:
+        raise InputError(
+            "there is nothing to compare", source="--methods", value=methods, expected=", ".join(METHODS)
+        )
     for name in names:
         if name not in METHODS:
             raise InputError(
                 "there is no such method", source="--methods", value=name, expected=", ".join(METHODS)
             )
+    if json_file not in (None, "-"):
+        _require_file(Path(str(json_file)), "--json")
     if figure is not None:
+        _require_file(figure, "--figure")
         optional_import("matplotlib", "figures")
     stored = _scan(scan)
     if stored.truth is None:
@@ -198,6 +211,19 @@ def compare(
         _say_rows(rows)
 
     emit(result, as_json=json_file == "-", text=text)
+
+
+def _require_file(path: Path | None, option: str, endings: tuple[str, ...] = ("",)) -> None:
+    """Refuse, before anything is computed, a place where no file of such a name can be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError("this is a folder", source=option, value=path, expected="a file")
+    if not next(folder for folder in path.absolute().parents if folder.exists()).is_dir():
+        raise InputError("it would lie in a file", source=option, value=path, expected="a folder above it")
+    if not path.name.endswith(endings):
+        ends = " or ".join(endings)
+        raise InputError("the name has another ending", source=option, value=path.name, expected=ends)
 
 
 def _image(path: Path, number: int | None) -> Volume:
