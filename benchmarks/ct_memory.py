@@ -5,9 +5,10 @@
 Each reconstruction has a process of its own, which first makes a small one, so that what the interpreter
 and its libraries need is there, and then holds the scan. Counted is by how much resident memory grows from
 there to its peak (``VmHWM``, so Linux alone), in copies of the volume that is asked for, as float32:
-everything, also the weights of rays, residuals and the result. How large the sinogram is beside the volume
-is told with it, because what is counted holds two and a half of its size. The C library keeps freed blocks
-below 32 MiB for itself, which would hide in small cases what large ones hold: it is told not to.
+everything, also the weights of rays, residuals and the result, but not the scan's own sinogram. How large
+that is beside the volume is told with it, because what is counted holds one and a half of its size, or two
+and a half where edges are doubted. Every thread holds a few planes (``OMP_NUM_THREADS``). The C library keeps
+freed blocks below 32 MiB for itself, which would hide in small cases what large ones hold: it is told not to.
 With ``finer`` each voxel in a plane is four in the iterations, as edge-preserving total variation has them
 in two dimensions unless something else is asked.
 """
@@ -34,6 +35,7 @@ _METHODS = ("tv", "edge-preserving-tv", "directional-tv")
 _PEAK = """
 import json, sys
 import numpy as np
+from sagittal.core.native import thread_count
 from sagittal.reconstruction import Scan, fitted_geometry
 from sagittal.reconstruction.methods import reconstruct
 from sagittal.reconstruction.total_variation import Solver
@@ -56,7 +58,7 @@ scan, grid = a_scan(case["size"], case["slices"], case["views"])
 before = kept("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins again
 run(scan, grid, Solver(iterations=3, coarse_iterations=2, passes=2))
-print(json.dumps({"before_mib": before, "peak_mib": kept("VmHWM"),
+print(json.dumps({"threads": thread_count(), "before_mib": before, "peak_mib": kept("VmHWM"),
     "volume_mib": 4 * np.prod(grid.shape) / 2**20, "sinogram_mib": scan.sinogram.nbytes / 2**20}))
 """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import ct_memory_page
 import ct_uncertainty_page
 import numpy as np
 from pages import MISSING, filled, measured, number, table
@@ -57,6 +58,7 @@ def page(path: Path = RESULT) -> str:
         "settings": settings,
         "others": others,
         "doubt": lambda _: ct_uncertainty_page.section(),
+        "memory": lambda _: ct_memory_page.section(),
     }
     return filled(HERE / "low-dose-ct.md.in", {name: make(kept) for name, make in made.items()})
 

@@ -194,6 +194,21 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert module.page(tmp_path / "none.json").count(module.MISSING) == 12
 
 
+def test_the_memory_that_was_measured_is_told_and_judged(tmp_path: Path) -> None:
+    module, path = script("ct_memory_page"), tmp_path / "memory.json"
+    row = {"kind": "cone", "size": 8, "slices": 4, "views": 30, "threads": 2, "sinogram_in_volumes": 0.3}
+    rows = [
+        row | {"method": "tv", "copies_of_volume": 4.0},
+        row | {"method": "directional-tv", "copies_of_volume": 4.001, "finer": True},
+    ]
+    path.write_text(json.dumps({"rows": rows}))
+    text = module.section(path)
+    assert "| cone, 30 views | 8 x 8 x 4 | tv | 4.00 | 0.30 | yes |" in text
+    assert "| cone, 30 views, finer voxels | 8 x 8 x 4 | directional-tv | 4.00 | 0.30 | no |" in text
+    assert "2 threads" in text
+    assert "Not measured yet" in module.section(tmp_path / "none.json")
+
+
 def row(image: str, method: str, errors: list[float], data: str = "analytic phantom") -> dict[str, Any]:
     measured = {"rmse": errors, "ssim": [0.9], "edge_rmse": None, "flat_noise": [3.0], "seconds": 1.0}
     return {"data": data, "image": image, "views": 60, "photons": 1e5, "method": method, **measured}
