@@ -24,6 +24,7 @@ from sagittal.reconstruction.segments import (
     MARGIN,
     Segment,
     check_grid,
+    each_segment,
     line_heights,
     middle_line,
     segments_of,
@@ -258,28 +259,44 @@ class _Compiled:
     def _sweeps(self) -> list[tuple[bool, Any]]:
         found = []
         for second in (False, True):
-            segments = segments_of(self.geometry, self.grid, second=second)
-            if segments:
-                found.append((second, self._sweep(segments, second)))
+            sweep = self._sweep(second)
+            if sweep is not None:
+                found.append((second, sweep))
         return found
 
-    def _sweep(self, segments: list[Segment], second: bool) -> Any:
+    def _sweep(self, second: bool) -> Any:
         rows, pixels = self.grid.shape[:2][:: -1 if second else 1]
-        table = np.empty((len(segments), 9), np.int64)
+        cone = isinstance(self.geometry, ConeBeam)
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ("P", "Q", "scale", "m0", "m1", "tilt")}
+        table, inverse, heights = [], [], []
         edges = scales = 0
-        for i, s in enumerate(segments):
+        for s in each_segment(self.geometry, self.grid, second=second):
             first = s.view * self.geometry.bins + s.first
-            table[i] = (edges, len(s.scale), first, s.step, scales, *s.taps(), *s.rows)
+            table.append((edges, len(s.scale), first, s.step, scales, *s.taps(), *s.rows))
+            inverse.append([*s.inverse, s.centre])
             edges, scales = edges + len(s.P), scales + len(s.scale)
+            for name in parts if cone else ("P", "Q", "scale"):
+                parts[name].append(getattr(s, name).astype(self.dtype))
+            if cone:
+                heights.append(line_heights([s]))
+        if not table:
+            return None
 
         def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(s, name) for s in segments]).astype(self.dtype)
+            return np.concatenate(parts.pop(name))
 
-        inverse = np.array([[*s.inverse, s.centre] for s in segments], self.dtype)
         kind = _native.Sweep32 if self.dtype == np.float32 else _native.Sweep64
-        sweep = kind(rows, pixels, table, inverse, joined("P"), joined("Q"), joined("scale"))
+        sweep = kind(
+            rows,
+            pixels,
+            np.array(table, np.int64),
+            np.array(inverse, self.dtype),
+            joined("P"),
+            joined("Q"),
+            joined("scale"),
+        )
         if isinstance(self.geometry, ConeBeam):
-            low, high = line_heights(segments)
+            low, high = min(low for low, _ in heights), max(high for _, high in heights)
             sweep.set_cone(
                 self.grid.shape[2],
                 self.geometry.rows,

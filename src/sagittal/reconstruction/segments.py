@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "MARGIN",
     "Segment",
     "check_grid",
+    "each_segment",
     "line_heights",
     "middle_line",
     "ray_lines",
@@ -96,6 +98,11 @@ def check_grid(geometry: ScanGeometry, grid: Geometry) -> int:
 
 def segments_of(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> list[Segment]:
     """Return the rays that cross the rows of the first index axis, or with ``second`` those of the second."""
+    return list(each_segment(geometry, grid, second=second))
+
+
+def each_segment(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> Iterator[Segment]:
+    """Yield what :func:`segments_of` returns, for who need not hold it all."""
     row, pixel = (1, 0) if second else (0, 1)
     plane = grid.affine[:2, :2]
     to_index = np.linalg.inv(plane)
@@ -104,7 +111,6 @@ def segments_of(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> list
     cone = isinstance(geometry, ConeBeam)
     heights = geometry.heights if isinstance(geometry, ConeBeam) else np.zeros(len(geometry.angles))
     slice_step = float(abs(grid.affine[2, 2]))
-    found = []
     for view, angle in enumerate(geometry.angles):
         points, ways = ray_lines(geometry, angle, geometry.edges)
         middle_points, middle_ways = ray_lines(
@@ -137,23 +143,20 @@ def segments_of(geometry: ScanGeometry, grid: Geometry, *, second: bool) -> list
                 m0, m1, tilt = m0[::step], m1[::step], tilt[::step]
             a, b, f0, f1, curved = _inverse(geometry, angle, zero, plane, pixel, row)
             f0, f1 = (f0 - begin, f1) if step > 0 else (end - f0, -f1)
-            found.append(
-                Segment(
-                    view=view,
-                    first=begin if step > 0 else end - 1,
-                    step=step,
-                    P=P[::step],
-                    Q=Q[::step],
-                    scale=scale[::step],
-                    m0=m0,
-                    m1=m1,
-                    tilt=tilt,
-                    rows=(int(crossed[0]), int(crossed[-1]) + 1),
-                    inverse=np.array([*a, *b, f0, f1, curved]),
-                    centre=float((heights[view] - grid.affine[2, 3]) / grid.affine[2, 2]) if cone else 0.0,
-                )
+            yield Segment(
+                view=view,
+                first=begin if step > 0 else end - 1,
+                step=step,
+                P=P[::step],
+                Q=Q[::step],
+                scale=scale[::step],
+                m0=m0,
+                m1=m1,
+                tilt=tilt,
+                rows=(int(crossed[0]), int(crossed[-1]) + 1),
+                inverse=np.array([*a, *b, f0, f1, curved]),
+                centre=float((heights[view] - grid.affine[2, 3]) / grid.affine[2, 2]) if cone else 0.0,
             )
-    return found
 
 
 def middle_line(geometry: ConeBeam, up: int) -> float:
