@@ -232,6 +232,4 @@ void byte_values(const Coding& coding, const Page& page, const Run& run, const I
   if (i < run.count) rows(i, std::integral_constant<int, 1>());
 }
 
-#undef EACH
-
 #endif

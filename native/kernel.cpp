@@ -14,13 +14,15 @@ namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-int rounded(int n) { return (n + kTile - 1) / kTile * kTile; }
+int rounded(int n, int to = kTile) { return (n + to - 1) / to * to; }
 
 #include "ahead.h"
 #include "unpack.h"
 #include "keys.h"
 #include "tiles.h"
 #include "whole.h"
+#include "words.h"
+#include "fixed.h"
 #include "values.h"
 
 // ------------------------------------------------------------------------------------------ exact tokens
@@ -142,9 +144,9 @@ void compute(const Problem& p, const Item& item, const Item& next, Scratch& scra
     std::fill_n(r.logits, p.queries * span, 0.0f);
     for (int64_t i = 0; i < item.count; ++i)
       if (r.mask[i / kTile] >> (i % kTile) & 1) exact_logit(p, exact_row(p, p.keys, item, start + i, -1), r, i, span);
-#if defined(__AMX_BF16__)
+#if defined(__AVX512VNNI__)
   } else if (p.keys.coding->basis && p.keys.coding->scale == Scale::fixed) {
-    turned_tiles(p, item, p.keys.pages[item.page], scratch, call, r, tiles, span);
+    fixed_keys(p, item, p.keys.pages[item.page], scratch, call, r, tiles, span);
 #endif
   } else if (p.keys.coding->basis || p.keys.coding->turned) {
     turned(p, item, p.keys.pages[item.page], scratch, call, r, tiles, span);

@@ -14,11 +14,11 @@ struct Arena {
   }
 };
 
-// Rows of the right factor of an AMX product: 32 bits a token hold one component in two parts, or two components.
+// Rows of the right factor of a product with a basis: 32 bits a token hold two components, or, for AMX, one in two parts.
 struct Slots {
   int count;
   struct Slot {
-    int one, two;  // places in the head's order; two is -1 for a component in two parts
+    int one, two;  // places in the head's order; two is -1 for a component alone, or in two parts
   } slot[kWidest];
   int ends[kWidest];  // of each run
 };
@@ -44,7 +44,7 @@ struct Room {
   float* row;               // one exact token
   float* exact;             // (queries, width): the queries, padded
   uint32_t* shares;  // AMX: levels of values, or sums: eight tiles
-  uint32_t *tables, *left, *right;  // AMX: levels of each component, and factors of products of tiles
+  uint32_t *tables, *left, *right;  // AVX-512 VNNI: levels of each component, and factors of products
   uint32_t* whole;  // AVX-512 VNNI: queries, or weights, as whole numbers
   Slots* slots;
   Ahead* ahead;
@@ -80,15 +80,13 @@ Room room(const Problem& p, char* memory) {
   r.matrix = arena.take<float>(std::size_t(C) * wide);
   r.row = arena.take<float>(wide);
   r.exact = arena.take<float>(std::size_t(G) * wide);
-#if defined(__AMX_BF16__)
+#if defined(__AVX512VNNI__)
   const int K = rounded(C);
   r.slots = arena.take<Slots>(1);
   r.tables = arena.take<uint32_t>(std::size_t(K) * 256);
-  r.left = arena.take<uint32_t>(std::max(std::size_t(wide) * K, (std::size_t(C) + 63) / 64 * 4096));
+  r.left = arena.take<uint32_t>(std::max(std::size_t(wide + kTile) * K, (std::size_t(C) + 63) / 64 * 4096));
   r.right = arena.take<uint32_t>(std::max(kGroup * std::size_t(K) * kTile, std::size_t(span + 32) * 8));
   r.shares = arena.take<uint32_t>(8 * 256);
-#endif
-#if defined(__AVX512VNNI__)
   r.whole = arena.take<uint32_t>(2 * kMost * std::max((std::size_t(C) + 3) / 4 * kTile, (std::size_t(span) + 255) / 256 * 64));
 #endif
   r.bytes = arena.used;

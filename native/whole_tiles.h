@@ -216,8 +216,8 @@ void tile_values(const Coding& coding, const Page& page, const Run& run, const I
                          int tiles, int queries, float* found) {
   constexpr int masks = 8 / bits;
   const int C = coding.components, bytes = 2 * bits * tiles;
-  alignas(64) float unit[16];
-  uint8_t *left = reinterpret_cast<uint8_t*>(r.left), *right = reinterpret_cast<uint8_t*>(r.right);
+  alignas(64) float unit[16];  // what is on the left lies where the sums do: keys' factors stay for the next item
+  uint8_t *left = reinterpret_cast<uint8_t*>(r.shares), *right = reinterpret_cast<uint8_t*>(r.right);
   const int chunks = lay_share_tiles<bits>(weights, span, queries, tiles, right, unit);
   const F units = load(unit);
   int32_t* sums = reinterpret_cast<int32_t*>(r.shares);

@@ -115,6 +115,28 @@ def test_whole_numbers_of_mixed_widths(mixed, width, group, page, tokens, kernel
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
+@pytest.mark.parametrize("width", [32, 48, 64, 80, 128, 256])
+@pytest.mark.parametrize(("group", "tokens"), [(1, 257), (3, 1100), (4, 511), (7, 64), (8, 1039), (16, 390)])
+def test_keys_in_a_basis_with_widths_of_their_own(group, tokens, width, kernel):
+    """Components of 0 to 8 bits, some far stronger than others: what the planner makes, and less even."""
+    columns = width * 3 // 4
+    for bits in (4, 2, np.random.default_rng(width).integers(0, 9, (2, columns))):
+        keys, _ = layer(("basis", "exact"), width=width, tokens=tokens, page=16, bits=bits)
+        _, values = layer(("exact", "static"), width=width, tokens=tokens, page=16)
+        visible = torch.arange(len(keys)) % 7 != 2
+        query = 3 * torch.randn(1, 2 * group, 1, width)
+        assert error(query, keys, values, kernel, visible=visible[None]) < 1e-3
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
+def test_values_leave_what_is_known_of_keys(kernel):
+    """Spans of one head share what is prepared for its keys, whatever is computed for values in between."""
+    keys, _ = layer(("basis", "exact"), heads=1, width=64, tokens=2500, page=64)
+    _, values = layer(("exact", "token"), heads=1, width=64, tokens=2500, page=64, bits=4)
+    assert error(torch.randn(1, 6, 1, 64), keys, values, kernel) < ENOUGH
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
 def test_a_long_text(kernel):
     """Positions far out: turning in two steps adds little."""
     keys, values = layer(("basis", "static"), heads=1, width=64, tokens=33_000)
