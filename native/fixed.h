@@ -54,13 +54,11 @@ void fixed_keys(const Problem& p, const Item& item, const Page& page, Scratch& s
 #endif
   const int used = r.slots->count, K = rounded(used);  // nothing, and no NaN, behind the last slot
   for (int t = 0; t < kGroup; ++t) std::fill(r.right + (t * K + used) * kTile, r.right + (t + 1) * K * kTile, 0u);
-  const std::size_t half = std::size_t(kGroup) * rounded(D) * kTile;
-  const auto write = [&](int group) {
-    const float* states = r.states + group / kGroup % 2 * half;
+  const auto write = [&](int group, const float* states) {
     for (int t = group; t < std::min(group + kGroup, tiles); ++t) {
       if (turn.pairs) turn_back(p, start + t * kTile, r, turn);
       const F each = gain ? load_gain(gain + t * kTile, gain_table()) : fill(1);
-      with_queries(G, [&](int g, auto Q) {
+      with_many(G, [&](int g, auto Q) {
         Turn some = turn;
         some.base += g * reach;
         finish<Q()>(states + (t - group) * kTile, kGroup * kTile, r.inverse, coding.mean.data() + h * D, each, some,
@@ -68,21 +66,24 @@ void fixed_keys(const Problem& p, const Item& item, const Page& page, Scratch& s
       });
     }
   };
-  for (int group = 0; group < tiles; group += kGroup) {  // one is multiplied while the one before is written
-    const int from = group / kStage * kStage, here = std::min(kStage, tiles - from);
-    if (group == from) {
-      uint8_t* to = r.codes;
-      for (const Run& run : coding.runs[h]) {
-        stage(coding, page, run, item.batch, item.first + from * kTile, here, to);
-        to += 2 * run.bits * std::size_t(here) * run.count;
+  const int later = kLater ? kGroup : 0;
+  const auto states = [&](int group) { return r.states + (kLater ? group / kGroup % 2 * std::size_t(kGroup) * rounded(D) * kTile : 0); };
+  for (int group = 0; group < tiles + later; group += kGroup) {
+    if (group < tiles) {
+      const int from = group / kStage * kStage, here = std::min(kStage, tiles - from);
+      if (group == from) {
+        uint8_t* to = r.codes;
+        for (const Run& run : coding.runs[h]) {
+          stage(coding, page, run, item.batch, item.first + from * kTile, here, to);
+          to += 2 * run.bits * std::size_t(here) * run.count;
+        }
       }
+      r.ahead->step();
+      lay_levels(coding, h, r.codes, here, group - from, std::min(kGroup, tiles - group), r);
+      multiply_factors(D, std::min(kGroup, tiles - group), r, states(group));
     }
-    r.ahead->step();
-    lay_levels(coding, h, r.codes, here, group - from, std::min(kGroup, tiles - group), r);
-    multiply_factors(D, std::min(kGroup, tiles - group), r, r.states + group / kGroup % 2 * half);
-    if (group) write(group - kGroup);
+    if (group >= later) write(group - later, states(group - later));
   }
-  write((tiles - 1) / kGroup * kGroup);
 #if defined(__AMX_BF16__)
   _tile_release();
 #endif

@@ -112,22 +112,23 @@ struct Turn {
 template <int Q>
 INLINE void finish(const float* x, std::size_t stride, const float* inverse, const float* mean, F gain, const Turn& turn, float* logits, std::size_t span) {
   const int n = turn.pairs, reach = 2 * turn.padded + turn.width - 2 * n;
-  F one[Q], two[Q];
+  F one[Q], two[Q];  // two sums, where few queries leave registers and time to spare
   for (int g = 0; g < Q; ++g) one[g] = two[g] = zero();
+  F(&other)[Q] = Q > 4 ? one : two;
   const auto state = [&](int d) { return fma(mul(load(x + d * stride), fill(inverse[d])), gain, fill(mean[d])); };
   for (int i = 0; i < n; ++i) {
     const F a = state(i), b = state(n + i), cos = load(turn.cos + 32 * i), sin = load(turn.sin + 32 * i);
     const F first = fnma(b, sin, mul(a, cos)), second = fma(a, sin, mul(b, cos));
     for (int g = 0; g < Q; ++g) {
       one[g] = fma(first, fill(turn.base[g * reach + i]), one[g]);
-      two[g] = fma(second, fill(turn.base[g * reach + turn.padded + i]), two[g]);
+      other[g] = fma(second, fill(turn.base[g * reach + turn.padded + i]), other[g]);
     }
   }
   for (int d = 2 * n; d < turn.width; ++d) {
     const F y = state(d);
     for (int g = 0; g < Q; ++g) one[g] = fma(y, fill(turn.base[g * reach + 2 * turn.padded + d - 2 * n]), one[g]);
   }
-  for (int g = 0; g < Q; ++g) store(logits + g * span, add(one[g], two[g]));
+  for (int g = 0; g < Q; ++g) store(logits + g * span, Q > 4 ? one[g] : add(one[g], two[g]));
 }
 
 // Lay the queries out as they are turned: first channels of the pairs, second ones, the rest.

@@ -3,6 +3,8 @@
 
 #if defined(__AMX_BF16__)
 
+constexpr bool kLater = true;  // products are written while the next ones are multiplied
+
 uint32_t bits_of(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);

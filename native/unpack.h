@@ -106,6 +106,25 @@ INLINE void with_queries(int queries, Body body) {  // four at a time, then the 
   }
 }
 
+template <typename Body>
+INLINE void with_many(int queries, Body body) {  // up to eight at a time, as evenly as can be
+  const int times = (queries + 7) / 8;
+  for (int i = 0, g = 0; i < times; ++i) {
+    const int here = (queries - g + times - i - 1) / (times - i);
+    switch (here) {
+      case 1: body(g, std::integral_constant<int, 1>()); break;
+      case 2: body(g, std::integral_constant<int, 2>()); break;
+      case 3: body(g, std::integral_constant<int, 3>()); break;
+      case 4: body(g, std::integral_constant<int, 4>()); break;
+      case 5: body(g, std::integral_constant<int, 5>()); break;
+      case 6: body(g, std::integral_constant<int, 6>()); break;
+      case 7: body(g, std::integral_constant<int, 7>()); break;
+      default: body(g, std::integral_constant<int, 8>());
+    }
+    g += here;
+  }
+}
+
 // Copy the codes of some tiles of a run: rows of 2 * bits * tiles bytes. Wherever a page's rows lie, the
 // copies share few cache lines, and unpacking may read past their end.
 void stage(const Coding& coding, const Page& page, const Run& run, int batch, int64_t first, int tiles, uint8_t* to) {

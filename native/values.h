@@ -216,7 +216,13 @@ void paged_values(const Problem& p, const Item& item, const Page& page, const Ro
   std::memset(r.shares, 0, 4 * 256 * sizeof *r.shares);
   bool laid = false;
 #endif
+#if defined(__AVX512VNNI__) && !defined(__AMX_BF16__)
+  if (coding.scale == Scale::fixed) word_values(coding, page, item, r, weights, span, tiles, G);
+#endif
   for (const Run& run : coding.runs[h]) {
+#if defined(__AVX512VNNI__) && !defined(__AMX_BF16__)
+    if (in_words(coding, run)) continue;
+#endif
     if (token) {
       const uint16_t *scale = token_row(coding, page, page.scale, item.batch, run.group) + item.first,
                      *offset = token_row(coding, page, page.offset, item.batch, run.group) + item.first;
