@@ -12,56 +12,56 @@ INLINE void add_words(__m512i& sum, __m512i a, __m512i b) { __asm__("vpdpwssd %2
 constexpr bool kLater = false;  // products are written once they are multiplied, and stay near
 constexpr int kAbreast = 6;  // rows of a basis that are multiplied together
 
-// Levels are whole numbers of this, so that neither they nor their sums overflow. Their error, at most half of it, is
-// 2**-16 of the largest level of a head.
+// Levels are whole numbers of this, so that neither they nor their sums overflow: 2**-15 of the largest level of a
+// head, or 2**-24 of the sum of the largest ones of its components where that is more.
 float unit_of_levels(const Coding& coding, int head) {
-  const int C = coding.components, D = coding.width;
-  const int8_t* basis = coding.basis_of(head);
-  std::vector<double> most(C);
-  double largest = 0, sums = 0;
-  for (const Run& run : coding.runs[head])
+  double largest = 0, sum = 0;
+  for (const Run& run : coding.runs[head]) {
+    float level = 0;
+    for (const float x : coding.levels[run.plane]) level = std::max(level, std::abs(x));
     for (int i = run.first; i < run.first + run.count; ++i) {
-      const int c = coding.order[head][i];
-      for (float level : coding.levels[run.plane]) most[c] = std::max(most[c], std::abs(double(level) * coding.factor[head * C + c]));
-      largest = std::max(largest, most[c]);
+      const double most = level * std::abs(double(coding.factor[head * coding.components + coding.order[head][i]]));
+      largest = std::max(largest, most);
+      sum += most;
     }
-  for (int d = 0; d < D; ++d) {
-    double sum = 0;
-    for (int c = 0; c < C; ++c) sum += most[c] * std::abs(int(basis[std::size_t(d) * C + c]));
-    sums = std::max(sums, sum);
   }
-  return float(std::max({largest / 32766, sums / 2147400000.0, 1e-30}));
+  return float(std::max({largest / 32766, sum * 128 / 2147400000.0, 1e-30}));
 }
 
 // Slots are pairs of components of a run: their levels, and their columns of the basis, in 16 bits each.
 float prepare_factors(const Coding& coding, int head, const Room& r) {
   const int C = coding.components, D = coding.width;
   const auto& order = coding.order[head];
-  const int8_t* basis = coding.basis_of(head);
   const float unit = unit_of_levels(coding, head);
   Slots& slots = *r.slots;
   slots.count = 0;
   uint32_t* table = r.tables;
   for (std::size_t k = 0; k < coding.runs[head].size(); ++k) {
     const Run& run = coding.runs[head][k];
-    const auto lay = [&](int i, int shift) {
-      for (float level : coding.levels[run.plane])
-        *table++ = uint32_t(uint16_t(int16_t(std::nearbyint(level * coding.factor[head * C + order[i]] / unit)))) << shift;
+    const auto& levels = coding.levels[run.plane];
+    const auto lay = [&](int i, bool upper) {
+      const F by = fill(coding.factor[head * C + order[i]] / unit);
+      for (std::size_t j = 0; j < levels.size(); j += kTile, table += kTile) {
+        const __m512i x = _mm512_cvtps_epi32(mul(load(levels.data() + j), by));
+        _mm512_storeu_si512(table, upper ? _mm512_slli_epi32(x, 16) : _mm512_and_si512(x, _mm512_set1_epi32(0xffff)));
+      }
     };
     for (int i = run.first; i < run.first + run.count; i += 2) {
       const bool pair = i + 1 < run.first + run.count;
       slots.slot[slots.count++] = {i, pair ? i + 1 : -1};
-      lay(i, 0);
-      if (pair) lay(i + 1, 16);
+      lay(i, false);
+      if (pair) lay(i + 1, true);
     }
     slots.ends[k] = slots.count;
   }
-  for (int d = 0; d < rounded(D, kAbreast); ++d)
-    for (int i = 0; i < slots.count; ++i) {
+  for (int d = 0; d < D; ++d) {
+    const int8_t* row = coding.basis_of(head) + std::size_t(d) * C;
+    uint32_t* to = r.left + std::size_t(d / kAbreast) * slots.count * kAbreast + d % kAbreast;
+    for (int i = 0; i < slots.count; ++i, to += kAbreast) {
       const auto [one, two] = slots.slot[i];
-      const auto at = [&](int place) { return d < D && place >= 0 ? uint16_t(basis[std::size_t(d) * C + order[place]]) : uint16_t(0); };
-      r.left[(std::size_t(d / kAbreast) * slots.count + i) * kAbreast + d % kAbreast] = at(one) | uint32_t(at(two)) << 16;
+      *to = uint16_t(row[order[one]]) | (two < 0 ? 0u : uint32_t(uint16_t(row[order[two]])) << 16);
     }
+  }
   return unit;
 }
 
@@ -88,7 +88,8 @@ INLINE void multiply_words(int D, const Room& r, const uint32_t* right, float* x
   const std::size_t next = std::size_t(rounded(count)) * kTile;
   const uint32_t* left = r.left;
   for (; D >= kAbreast; D -= kAbreast, left += count * kAbreast, x += kAbreast * kGroup * kTile) multiply_rows<kAbreast, tiles>(left, right, count, next, x);
-  for (; D >= 2; D -= 2, left += 2, x += 2 * kGroup * kTile) multiply_rows<2, tiles>(left, right, count, next, x);
+  for (; D >= 4; D -= 4, left += 4, x += 4 * kGroup * kTile) multiply_rows<4, tiles>(left, right, count, next, x);
+  for (; D > 1; D -= 2, left += 2, x += 2 * kGroup * kTile) multiply_rows<2, tiles>(left, right, count, next, x);
   if (D) multiply_rows<1, tiles>(left, right, count, next, x);
 }
 

@@ -129,6 +129,13 @@ def test_keys_in_a_basis_with_widths_of_their_own(group, tokens, width, kernel):
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
+def test_sums_of_many_components(kernel):
+    """So many that sums of their levels, as whole numbers, come near what 32 bits hold."""
+    keys, values = layer(("shared basis", "exact"), heads=1, width=1024, tokens=70, page=16, bits=8)
+    assert error(torch.randn(1, 2, 1, 1024), keys, values, kernel) < ENOUGH
+
+
+@pytest.mark.parametrize("kernel", NATIVE)
 def test_values_leave_what_is_known_of_keys(kernel):
     """Spans of one head share what is prepared for its keys, whatever is computed for values in between."""
     keys, _ = layer(("basis", "exact"), heads=1, width=64, tokens=2500, page=64)
