@@ -146,10 +146,22 @@ def test_a_model_is_judged_on_cases_it_has_not_seen(trained: tuple[Path, dict[st
     means = [np.mean([s["dice"] for s in one["labels"].values()]) for one in found["cases"]]
     assert means == sorted(means), "the worst first"
     assert found["volume_intervals"] == 6
+    right = [[s["covered"] for s in one["labels"].values()] for one in found["cases"]]
+    assert (found["volume_intervals_held"], found["volume_interval_coverage"]) == (
+        np.sum(right),
+        pytest.approx(np.mean(right)),
+    )
+    low, high = found["volume_interval_coverage_interval"]
+    assert 0 <= low <= found["volume_interval_coverage"] <= high <= 1
+    assert high - low > 0.8, "two people say little"
+    told = f"{100 * low:.0f} to {100 * high:.0f} %"
+    assert f"volumes: {np.sum(right)} of 6 intervals of 95 % hold the labels'" in text
+    assert f"95 % interval of that share {told}" in text
     assert 0 <= found["ece"]["equal_width"] < 0.2
     assert all(case_id in text for case_id in added)
     shown = page.read_text(encoding="utf-8")
     assert "http" not in shown.replace("http-equiv", "")
+    assert f"with a 95 % interval of {told} from 2 cases" in shown
     assert [shown.index(f">{one['case']} <small>") for one in found["cases"]] == sorted(
         shown.index(f">{case_id} <small>") for case_id in added
     )

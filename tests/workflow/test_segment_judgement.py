@@ -13,7 +13,7 @@ from sagittal.segmentation.inference import predict_logits, probabilities_of
 from sagittal.volume import Geometry
 from sagittal.volume.metrics import dice
 from sagittal.workflow.network_input import NetworkInput
-from sagittal.workflow.segment_judgement import judged, median_interval
+from sagittal.workflow.segment_judgement import judged, median_interval, share_interval
 
 pytest.importorskip("torch")
 SHAPE = (16, 16, 8)
@@ -41,6 +41,32 @@ def test_the_interval_of_the_median_is_that_of_the_sign_test() -> None:
     assert median_interval(values[:5]) is None
     assert median_interval(values[:6]) == [0.4, 0.9]
     assert median_interval(values) == [0.3, 0.9], "the second and the eighth of nine"
+
+
+def test_the_interval_of_a_share_is_the_exact_one_of_as_many_trials_as_subjects() -> None:
+    assert share_interval([1] * 10) == pytest.approx([0.025 ** (1 / 10), 1])
+    assert share_interval([0] * 10) == pytest.approx([0, 1 - 0.025 ** (1 / 10)])
+    # 9 of 10: the chance of 9 or more at the lower end, and of 9 or fewer at the upper, is 2.5 % each
+    low, high = share_interval([1] * 9 + [0])
+    assert 10 * low**9 * (1 - low) + low**10 == pytest.approx(0.025)
+    assert 1 - high**10 == pytest.approx(0.025)
+    assert share_interval([1], level=0.5) == pytest.approx([0.25, 1])
+
+
+def test_many_intervals_of_few_subjects_say_no_more_than_the_subjects() -> None:
+    thirds = [1.0, 2 / 3, 1 / 3, 1.0, 1.0, 1.0]
+    low, high = share_interval(thirds)
+    assert (low, high) == pytest.approx(tuple(share_interval([1.0] * 5 + [0.0])))
+    pooled = share_interval([1.0] * 15 + [0.0] * 3)  # as if the three labels of each were people of their own
+    assert high - low > 1.4 * (pooled[1] - pooled[0])
+    assert low < np.mean(thirds) < high
+
+
+def test_the_interval_of_a_share_holds_it_where_what_is_of_one_subject_goes_together() -> None:
+    random = np.random.default_rng(0)
+    held = random.random((2000, 12)) < 0.9  # all labels of a subject hold, or none does
+    ends = np.array([share_interval(row.astype(float).tolist()) for row in held])
+    assert np.mean((ends[:, 0] <= 0.9) & (ends[:, 1] >= 0.9)) >= 0.95
 
 
 def test_a_subject_is_judged_by_what_the_others_calibrated(model: SegmentationModel) -> None:

@@ -186,6 +186,11 @@ def evaluate(
         ],
     )
     typer.echo(_interval(result))
+    low, high = (100 * share for share in result["volume_interval_coverage_interval"])
+    typer.echo(
+        f"volumes: {result['volume_intervals_held']} of {result['volume_intervals']} intervals of 95 % hold "
+        f"the labels'; 95 % interval of that share {low:.0f} to {high:.0f} %"
+    )
     if same := result["as_proposed"]:
         others = result["dice_mean_of_others"]
         typer.echo(

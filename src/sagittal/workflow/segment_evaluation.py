@@ -23,6 +23,7 @@ from sagittal.workflow.segment_judgement import (
     all_classes,
     median_interval,
     named,
+    share_interval,
     true_classes,
 )
 from sagittal.workflow.segment_prediction import model_file, read_model
@@ -59,7 +60,8 @@ def evaluate_on_store(
         JSON values: the cases, the worst first, each with Dice, HD95, ASSD and volumes of each label; means;
         an interval of the median subject's Dice from six cases; the cases whose labels are a proposal in
         which nobody changed a voxel, and the mean without them; calibration errors, and how often each
-        confidence was right; the share of volumes that lie in their 95 % interval.
+        confidence was right; the share of volumes that lie in their 95 % interval, with an interval of it
+        that takes those of one case to hold or miss together.
 
     Raises:
         InputError: No case is left to judge on, or a channel is missing.
@@ -124,7 +126,7 @@ def evaluate_on_store(
     told, true = np.concatenate([p for p, _ in rows]), np.concatenate([y for _, y in rows])
     error = calibration_error(told, true)
     curve = reliability(told.max(axis=-1), told.argmax(axis=-1) == true)
-    covered = [s["covered"] for one in cases for s in one["labels"].values()]
+    covered = [[s["covered"] for s in one["labels"].values()] for one in cases]
     result: dict[str, Any] = {
         "model": str(path.absolute()),
         "cases": [cases[n] for n in np.argsort(means, kind="stable").tolist()],
@@ -144,7 +146,9 @@ def evaluate_on_store(
             name: list(getattr(curve, name)) for name in ("lower", "upper", "count", "confidence", "accuracy")
         },
         "volume_interval_coverage": float(np.mean(covered)),
-        "volume_intervals": len(covered),
+        "volume_interval_coverage_interval": share_interval([float(np.mean(one)) for one in covered]),
+        "volume_intervals": int(np.size(covered)),
+        "volume_intervals_held": int(np.sum(covered)),
         "volume_intervals_from": "probabilities alone"
         if found.volumes is None
         else f"{found.volumes.subjects} held-out subjects",

@@ -26,7 +26,15 @@ from sagittal.segmentation.volumes import LEAST_SUBJECTS
 from sagittal.volume.metrics import dice
 from sagittal.workflow.network_input import NetworkInput
 
-__all__ = ["FEWEST_FOR_INTERVAL", "all_classes", "judged", "median_interval", "named", "true_classes"]
+__all__ = [
+    "FEWEST_FOR_INTERVAL",
+    "all_classes",
+    "judged",
+    "median_interval",
+    "named",
+    "share_interval",
+    "true_classes",
+]
 
 FEWEST_FOR_INTERVAL = 6
 """Subjects of which the range holds the median of all with 95 %: 1 - 2 / 2**6 is 0.97 (sign test)."""
@@ -136,6 +144,27 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> list[float]
             break
         found = [ordered[k], ordered[n - 1 - k]]
     return found
+
+
+def share_interval(shares: Sequence[float], level: float = 0.95) -> list[float]:
+    """Return an interval that holds the share of all subjects, from each subject's share.
+
+    Clopper and Pearson's (Biometrika 26:4, 1934) of as many trials as there are subjects, not of all that was
+    counted in them [inference]: what one subject gives may be right or wrong together, as the volumes of
+    tissues are that share a border. It is wider than it need be where it is not.
+
+    Args:
+        shares: Of each subject, from 0 to 1; one or more.
+        level: How often the interval holds the share of all, at least.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    held = math.fsum(shares)
+    missed = math.fsum(1 - share for share in shares)
+    low = float(betaincinv(held, missed + 1, tail)) if held > 0 else 0.0
+    high = float(betaincinv(held + 1, missed, 1 - tail)) if missed > 0 else 1.0
+    return [low, high]
 
 
 def true_classes(config: NetworkConfig, image: LabelledImage) -> NDArray[np.int64]:
