@@ -24,6 +24,7 @@ from sagittal.segmentation import model_from_bytes
 from sagittal.volume import Geometry, Volume, write_nifti
 from sagittal.workbench.cli import app
 from sagittal.workflow import artifacts
+from sagittal.workflow.correction import correct_mask
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.replay import replay
 from sagittal.workflow.runner import Runner
@@ -203,9 +204,55 @@ def test_labels_that_are_a_proposal_as_it_was_are_told(
     others = [one for one in found["cases"] if one["case"] != ids[0]]
     means = [np.mean([s["dice"] for s in one["labels"].values()]) for one in others]
     assert found["dice_mean_of_others"] == pytest.approx(np.mean(means))
-    said_so = f"nobody changed a voxel of what networks proposed ({ids[0]})"
+    assert found["as_proposed_by_itself"] == [ids[0]]
+    said_so = f"nobody changed a voxel of what networks proposed ({ids[0]}), in 1 of this network's own"
     assert said_so in text
     assert said_so in page.read_text(encoding="utf-8")
+
+
+def test_a_later_proposal_does_not_hide_that_labels_are_an_earlier_one(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(trained[0] / "store", folder)
+    case_id = another(tmp_path, 42)
+    train = ("segment", "train", "--out", tmp_path / "other", "--cases", folder, *SMALL, "--seed", 1)
+    result(*train)
+    for model in (trained[0] / "model", tmp_path / "other"):
+        result("segment", "predict", model, "--case", case_id, "--cases", folder)
+    with CaseStore(folder) as store:
+        runs = [run for run in store.case(case_id).runs if run.step == "segment-by-network"]
+        first, second = (artifacts.load(store.objects, run.outputs[0]) for run in runs)
+        drawn = first.with_array(first.array.astype(np.uint8))
+        assert np.count_nonzero(first.array != second.array) > 0
+        write_nifti(drawn, tmp_path / "labels.nii.gz")
+    given = ("annotate", "import", tmp_path / "labels.nii.gz", "--case", case_id, "--minutes", 1)
+    assert result(*given, "--cases", folder)["changed"] == 0
+    for model, own in ((trained[0] / "model", [case_id]), (tmp_path / "other", [])):
+        out = tmp_path / "out.json"
+        assert call("segment", "evaluate", model, "--cases", folder, "--json", out)[0] == 0
+        found = json.loads(out.read_text(encoding="utf-8"))
+        assert (found["as_proposed"], found["as_proposed_by_itself"]) == ([case_id], own)
+
+
+def test_a_mask_that_a_person_corrected_in_the_case_is_no_proposal(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(trained[0] / "store", folder)
+    case_id = another(tmp_path, 43)
+    result("segment", "predict", trained[0] / "model", "--case", case_id, "--cases", folder)
+    with CaseStore(folder) as store:
+        kept = store.case(case_id).latest("segmentation")
+        assert kept is not None
+        said = artifacts.load(store.objects, kept)
+        mended = said.array.astype(np.uint8)
+        mended[tuple(np.argwhere(mended == 1)[:5].T)] = 2
+        drawn = Volume(mended, said.geometry)
+        correct_mask(store, case_id, "segmentation", drawn, edited=kept.content, who="Ada")
+    write_nifti(drawn, tmp_path / "labels.nii.gz")
+    given = ("annotate", "import", tmp_path / "labels.nii.gz", "--case", case_id, "--minutes", 1)
+    assert result(*given, "--cases", folder)["changed"] == 5
 
 
 def test_killed_and_called_again_a_training_ends_with_the_same_bits(tmp_path: Path) -> None:

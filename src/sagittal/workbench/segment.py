@@ -195,7 +195,7 @@ def evaluate(
         others = result["dice_mean_of_others"]
         typer.echo(
             f"note: in {len(same)} of {len(result['cases'])} cases nobody changed a voxel of what networks "
-            f"proposed ({', '.join(same)}); "
+            f"proposed ({', '.join(same)}), in {len(result['as_proposed_by_itself'])} of this network's own; "
             + ("there are no others" if others is None else f"mean Dice of the others {others:.3f}")
         )
 

@@ -11,7 +11,7 @@ from sagittal.case.record import Finding, Run
 from sagittal.case.store import CaseStore
 from sagittal.core.errors import InputError
 from sagittal.workflow import artifacts
-from sagittal.workflow.annotation_start import changed_voxels
+from sagittal.workflow.annotation_start import nearest_proposal
 from sagittal.workflow.artifacts import Kind
 from sagittal.workflow.models import ModelShelf
 from sagittal.workflow.runner import execute, planned_run, read_files
@@ -28,8 +28,8 @@ class Imported:
         run: The person's run.
         finding: What the case says of it.
         replaced: Number of the finding on an earlier annotation, which it supersedes.
-        changed: Voxels that differ from the labels that the case proposed before; ``None`` where it proposed
-            none.
+        changed: Voxels that differ from the nearest labels that were proposed for the case before; ``None``
+            where none were.
     """
 
     run: Run
@@ -90,5 +90,10 @@ def import_annotation(
     replaces = {0: before[-1]} if before else None
     kept = store.add_run(case_id, run, result.findings, author=who, replaces=replaces, unless_changed=image)
     added = next(f for f in store.case(case_id).findings if f.run == kept.number)
-    changed = changed_voxels(store, case, result.outputs[ANNOTATION])
-    return Imported(run=kept, finding=added, replaced=before[-1] if before else None, changed=changed)
+    nearest = nearest_proposal(store, case, result.outputs[ANNOTATION])
+    return Imported(
+        run=kept,
+        finding=added,
+        replaced=before[-1] if before else None,
+        changed=None if nearest is None else nearest.changed,
+    )

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sagittal.core.errors import InputError
+from sagittal.core.files import sha256_file, storage_errors
 from sagittal.core.progress import Report, silent
 from sagittal.segmentation import calibration_error, class_volumes, reliability
 from sagittal.segmentation.inference import predict_logits, probabilities_of
 from sagittal.volume import Volume
 from sagittal.volume.metrics import compare_labels
-from sagittal.workflow.annotation_start import as_proposed
+from sagittal.workflow.annotation_start import proposal_of_latest
 from sagittal.workflow.labelled import field_for, labelled_cases
 from sagittal.workflow.runner import Runner
 from sagittal.workflow.segment_judgement import (
@@ -59,7 +60,8 @@ def evaluate_on_store(
     Returns:
         JSON values: the cases, the worst first, each with Dice, HD95, ASSD and volumes of each label; means;
         an interval of the median subject's Dice from six cases; the cases whose labels are a proposal in
-        which nobody changed a voxel, and the mean without them; calibration errors, and how often each
+        which nobody changed a voxel, those of which this network proposed it, alone or with others, and the
+        mean without them; calibration errors, and how often each
         confidence was right; the share of volumes that lie in their 95 % interval, with an interval of it
         that takes those of one case to hold or miss together.
 
@@ -68,9 +70,11 @@ def evaluate_on_store(
     """
     path = model_file(model)
     found = read_model(path)
+    with storage_errors(path):
+        digest = sha256_file(path)
     config = found.config
     known = [tuple(pair) for pair in (*found.subjects, *found.facts.get("held_out", ()))]
-    ids, hashes = {one for one, _ in known}, {digest for _, digest in known}
+    ids, hashes = {one for one, _ in known}, {labels for _, labels in known}
     cases: list[dict[str, Any]] = []
     left_out: list[str] = []
     rows = []
@@ -112,8 +116,18 @@ def evaluate_on_store(
             said = np.where(counted[..., None], shares, 0)
             known_labels = np.stack([truth == n for n in values.values()], axis=-1).astype(np.float32)
             show(one.id, head, _with(reference, known_labels, values), _with(drawn, said, values))
-        unchanged = as_proposed(runner.store, one.case, one.labels(runner.store))
-        cases.append({"case": one.id, "minutes": one.minutes, "labels": scores, "as_proposed": unchanged})
+        nearest = proposal_of_latest(runner.store, one.case, one.labels(runner.store))
+        unchanged = nearest is not None and nearest.changed == 0
+        own = nearest is not None and unchanged and digest in nearest.models
+        cases.append(
+            {
+                "case": one.id,
+                "minutes": one.minutes,
+                "labels": scores,
+                "as_proposed": unchanged,
+                "as_proposed_by_itself": own,
+            }
+        )
     if not cases:
         raise InputError(
             "no labelled case is left to judge on",
@@ -135,6 +149,7 @@ def evaluate_on_store(
         "dice_mean": float(np.mean(means)),
         "dice_interval": median_interval(means),
         "as_proposed": [one["case"] for one in cases if one["as_proposed"]],
+        "as_proposed_by_itself": [one["case"] for one in cases if one["as_proposed_by_itself"]],
         "dice_mean_of_others": float(np.mean(drawn_anew)) if drawn_anew else None,
         "ece": {
             "equal_width": error.equal_width,
