@@ -11,7 +11,9 @@ subjects are labelled.
 
 Each arm of each seed is a file under --work when it is done, and a run goes on where another was cut off;
 several runs with other arms or seeds may share the folder. The JSON is made anew from all of them at the end
-of each. About ten minutes of one core for a seed. The same table in space has not been run:
+of each. About fifteen minutes of one core for a seed. What stands against a choice by lot has ten seeds
+instead of five: --seeds 5,6,7,8,9 --only start --only "whole pool" --only "campaign random" --only "campaign
+weighted-cover". The same table in space has not been run:
 evidence/tissue_network.py has the arms of 5 and of all subjects in space.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sagittal.annotation import (
     ensemble_spread,
     expected_effort,
     fit_minutes,
+    likeness,
     mean_within,
     predictive_entropy,
     select,
@@ -34,15 +36,35 @@ from sagittal.segmentation.choice import HeldOut, fit_router, routed_probabiliti
 from sagittal.segmentation.choice_features import case_features
 from sagittal.segmentation.retrieval import image_descriptor
 
+
+@dataclass(frozen=True)
+class Way:
+    """How a campaign chooses.
+
+    Attributes:
+        method: By what.
+        aside: Whether images that look unlike the others are left out, as `sagittal annotate next` does.
+        by_minutes: Whether its budget is in minutes: as many as the mean candidate is expected to take, times
+            the number that the other campaigns choose.
+    """
+
+    method: Method
+    aside: bool = True
+    by_minutes: bool = False
+
+
 WAYS = {
-    "random": (Method.RANDOM, False),
-    "uncertainty+cover": (Method.UNCERTAINTY_COVER, False),
-    "entropy": (Method.ENTROPY, False),
-    "core-set": (Method.CORE_SET, False),
-    "uncertainty+cover, by minutes": (Method.UNCERTAINTY_COVER, True),
+    "random": Way(Method.RANDOM, aside=False),
+    "random, unlike aside": Way(Method.RANDOM),
+    "weighted-cover": Way(Method.WEIGHTED_COVER),
+    "weighted-cover, by minutes": Way(Method.WEIGHTED_COVER, by_minutes=True),
+    "uncertainty+cover": Way(Method.UNCERTAINTY_COVER),
+    "uncertainty+cover, nothing aside": Way(Method.UNCERTAINTY_COVER, aside=False),
+    "cover": Way(Method.COVER),
+    "core-set": Way(Method.CORE_SET),
+    "entropy": Way(Method.ENTROPY),
 }
-"""How a campaign chooses, and whether its budget is in minutes: as many as the mean candidate is expected to
-take, times the number that the other campaigns choose."""
+"""A choice by lot from all images is what the others are measured against."""
 SHARE = 0.5
 """Of the steps of the other arms, for each network of the many ensembles."""
 FOLDS = 2
@@ -137,7 +159,7 @@ class Campaign:
 
     def go_on(self, number: int) -> None:
         """Choose and annotate the next slices, and train anew."""
-        method, by_minutes = WAYS[self.way]
+        way = WAYS[self.way]
         rest = [one for one in self.pool if all(one is not other for other in self.labelled)]
         said = self.ensemble.members([see(one) for one in rest])
         proposed = [proposals(one, members) for one, members in zip(rest, said, strict=True)]
@@ -157,21 +179,27 @@ class Campaign:
             )
             for one, members, each in zip(rest, said, minutes, strict=True)
         ]
+        known = np.stack([look(one) for one in self.labelled])
+        unlike = likeness(np.stack([one.descriptor for one in candidates]), known).unlike & way.aside
+        usual = np.flatnonzero(~unlike)
         budgets = self.settings.budgets
         count = budgets[number] - budgets[number - 1]
+        mean = float(np.mean([minutes[index] for index in usual]))
         chosen = select(
-            candidates,
-            Budget(minutes=count * float(np.mean(minutes))) if by_minutes else Budget(number=count),
-            method=method,
-            labelled=np.stack([look(one) for one in self.labelled]),
+            [candidates[index] for index in usual],
+            Budget(minutes=count * mean) if way.by_minutes else Budget(number=count),
+            method=way.method,
+            labelled=known,
             seed=derive_seed(self.seed, "choice", str(number)),
         )
+        self.told[-1]["aside"] = [one.kind for one, out in zip(rest, unlike, strict=True) if out]
         for pick in chosen.picks:
-            one, work = rest[pick.index], real[pick.index]
+            place = int(usual[pick.index])
+            one, work = rest[place], real[place]
             self.works.append(work)
             self.labelled.append(one)
             took = WORK.predict(work).value
-            self.logs.append(LoggedMinutes(subject=one.subject, effort=expected[pick.index], minutes=took))
+            self.logs.append(LoggedMinutes(subject=one.subject, effort=expected[place], minutes=took))
         self.ensemble = Ensemble(self.labelled, self.seed, self.settings, f"{self.way} {budgets[number]}")
 
     def _minutes(

@@ -5,13 +5,12 @@ A part that has not been measured is said to be missing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from brain_tissue_summary import BY_MINUTES, LOT, ROUTER, SUGGESTIVE, TISSUES, WAYS
-from pages import MISSING, filled, number, table
+from pages import MISSING, filled, measured, number, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "brain-tissue.md"
@@ -31,7 +30,7 @@ Row = dict[str, Any]
 
 def page(path: Path = RESULT) -> str:
     empty: Row = {"facts": {}, "summary": {}, "lengths": [], "rows": []}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else empty
+    kept = measured(path, empty)
     of = kept["summary"]
     made: dict[str, Callable[[], str]] = {
         "facts": lambda: facts(kept),
@@ -277,11 +276,13 @@ def suggestive(of: Row) -> str:
             *(spread(each, 4, sign=True) for each in told["rounds"]),
             spread(told["average"], 4, sign=True),
             reading(told["average"]),
+            spread(told["over_lot_aside"], 4, sign=True) if "over_lot_aside" in told else "-",
         ]
         for way, told in of.items()
     ]
-    rounds = len(rows[0]) - 4 if rows else 0
+    rounds = len(rows[0]) - 5 if rows else 0
     columns = ["less a choice by lot", "seeds", *(f"round {n + 1}" for n in range(rounds)), "all rounds", ""]
+    columns.append("less the lot with unlike aside")
     return table(columns, rows)
 
 
@@ -296,10 +297,15 @@ def chosen(rows: Sequence[Row]) -> str:
                 for kind in ("own", "near duplicate", "outlier")
             ]
             minutes = sum(one["minutes"] for one in last) / len(last)
-            found.append([named(way), len(last), *(number(value, 1) for value in kinds), number(minutes, 0)])
-    return table(
-        ["way", "seeds", "heads of their own", "near duplicates", "outliers", "minutes (prior's)"], found
-    )
+            aside = [row["effort"][-1].get("aside", []) for row in rows if row["arm"] == way]
+            spoilt = sum(kinds.count("outlier") for kinds in aside) / len(aside)
+            other = sum(map(len, aside)) / len(aside) - spoilt
+            found.append(
+                [named(way), len(last), *(number(value, 1) for value in kinds), number(minutes, 0),
+                 f"{spoilt:.1f} + {other:.1f}"]
+            )  # fmt: skip
+    kinds = ["heads of their own", "near duplicates", "outliers"]
+    return table(["way", "seeds", *kinds, "minutes (prior's)", "set aside, outliers + others"], found)
 
 
 def effort(of: Row) -> str:

@@ -25,9 +25,21 @@ LEVEL = 0.95
 SPLITS = 100
 LESS = 0.005
 """Suggestive annotation is to reach the Dice of all labels less this."""
-LOT, SUGGESTIVE = "campaign random", "campaign uncertainty+cover"
-BY_MINUTES = f"{SUGGESTIVE}, by minutes"
-WAYS = LOT, SUGGESTIVE, "campaign entropy", "campaign core-set", BY_MINUTES
+LOT, SUGGESTIVE = "campaign random", "campaign weighted-cover"
+LOT_ASIDE, BY_MINUTES = f"{LOT}, unlike aside", f"{SUGGESTIVE}, by minutes"
+WAYS = (
+    LOT,
+    LOT_ASIDE,
+    SUGGESTIVE,
+    BY_MINUTES,
+    "campaign uncertainty+cover",
+    "campaign uncertainty+cover, nothing aside",
+    "campaign cover",
+    "campaign core-set",
+    "campaign entropy",
+)
+"""A choice by lot from all, the same without what looks unlike the others, the product's default, and the
+rest."""
 ROUTER = "ridge, slice"
 """The router's defaults; the other three ways are told beside it and not chosen from."""
 WORK_SAVED = (
@@ -242,17 +254,27 @@ def enough(curve: Array, wanted: float, counts: Array, pool: int) -> float:
 
 
 def suggestive_gains(of: Mapping[str, Mapping[int, Row]]) -> Row | None:
-    """Return each way's Dice less that of a choice by lot: at each round, and on average of the rounds."""
+    """Return each way's Dice less that of a choice by lot: at each round, and on average of the rounds.
+
+    Beside it, on average, what the way gains over a choice by lot from which the same is left out that looks
+    unlike the others.
+    """
+
+    def apart(way: str, other: str) -> Array | None:
+        seeds = [] if way == other else shared(of, "start", way, other)
+        return (curves(of, way, seeds) - curves(of, other, seeds))[..., 1:] if seeds else None
+
     found: Row = {}
     for way in WAYS:
-        seeds = shared(of, "start", way, LOT)
-        if way in (LOT, BY_MINUTES) or not seeds:
+        gain, beside = apart(way, LOT), apart(way, LOT_ASIDE)
+        if way == BY_MINUTES or gain is None:
             continue
-        apart = (curves(of, way, seeds) - curves(of, LOT, seeds))[..., 1:]
         found[way] = {
-            "rounds": [with_interval(apart[..., n]) for n in range(apart.shape[2])],
-            "average": with_interval(apart.mean(axis=2)),
+            "rounds": [with_interval(gain[..., n]) for n in range(gain.shape[2])],
+            "average": with_interval(gain.mean(axis=2)),
         }
+        if beside is not None:
+            found[way]["over_lot_aside"] = with_interval(beside.mean(axis=2))
     return found or None
 
 

@@ -146,11 +146,13 @@ def test_the_pool_to_choose_from_is_redundant(small: Path) -> None:
 
 def test_a_campaign_counts_its_work(small: Path) -> None:
     campaigns = [row for row in rows(small) if row["arm"].startswith("campaign")]
-    assert len(campaigns) == 10
+    assert len(campaigns) == 18
     for campaign in campaigns:
         last = campaign["rounds"][-1]
         assert sum(last["kinds"].values()) == last["labelled"]
         assert last["labelled"] == 5 or campaign["arm"].endswith("by minutes")
+        if campaign["arm"] in ("campaign random", "campaign uncertainty+cover, nothing aside"):
+            assert not any(one["aside"] for one in campaign["effort"])
         for criteria in last["work_saved"].values():
             for saved in criteria.values():
                 assert 1 - saved["total"] == pytest.approx(
@@ -211,6 +213,7 @@ def test_suggestion_is_held_against_the_lot_and_against_all(told: ModuleType) ->
             arm("start", 0, [0.6] * 2),
             arm("whole pool", 0, [0.9] * 2, pool=20),
             campaign(told.LOT, [0.7, 0.8]),
+            campaign(told.LOT_ASIDE, [0.75, 0.8]),
             campaign(told.SUGGESTIVE, [0.8, 0.896]),
         ]
     )
@@ -223,6 +226,8 @@ def test_suggestion_is_held_against_the_lot_and_against_all(told: ModuleType) ->
     gains = told.suggestive_gains(of)[told.SUGGESTIVE]
     assert [each["mean"] for each in gains["rounds"]] == pytest.approx([0.1, 0.096])
     assert gains["average"]["mean"] == pytest.approx(0.098)
+    assert gains["over_lot_aside"]["mean"] == pytest.approx((0.05 + 0.096) / 2)
+    assert "over_lot_aside" not in told.suggestive_gains(of)[told.LOT_ASIDE]
 
 
 def test_outliers_can_be_left_out_of_a_rank(told: ModuleType) -> None:
