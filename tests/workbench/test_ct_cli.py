@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,19 @@ def test_a_scan_that_cannot_be_made_is_refused_and_nothing_is_written(
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
     assert sorted(tmp_path.iterdir()) == there
+
+
+def test_a_place_where_one_may_not_look_is_told_before_anything_is_computed(
+    scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("sagittal.reconstruction.reconstruct", None)
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    done = sagittal("ct", "reconstruct", scan, "--out", scan.parent / "closed" / "x.nii.gz")
+    assert done.exit_code == 2
+    assert "x.nii.gz" in "".join(done.output.split())
 
 
 @pytest.mark.parametrize(

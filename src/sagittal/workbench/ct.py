@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from sagittal.core.errors import InputError
-from sagittal.core.files import atomic_path, write_text
+from sagittal.core.files import atomic_path, storage_errors, write_text
 from sagittal.core.optional import optional_import
 from sagittal.core.progress import status
 from sagittal.workbench.case_commands import StoreOption
@@ -217,9 +217,12 @@ def _require_file(path: Path | None, option: str, endings: tuple[str, ...] = (""
     """Refuse, before anything is computed, a place where no file of such a name can be written."""
     if path is None:
         return
-    if path.is_dir():
+    with storage_errors(path):  # where one may not look
+        folder = path.is_dir()
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+    if folder:
         raise InputError("this is a folder", source=option, value=path, expected="a file")
-    if not next(folder for folder in path.absolute().parents if folder.exists()).is_dir():
+    if not above.is_dir():
         raise InputError("it would lie in a file", source=option, value=path, expected="a folder above it")
     if not path.name.endswith(endings):
         ends = " or ".join(endings)
