@@ -128,7 +128,8 @@ def test_any_shape_as_in_plain_torch(kernel: str, data: st.DataObject) -> None:
     codes, gains = _differ(codec, found, expected)
     # one number on a border may move its token's gain, and with it the token's other codes
     assert codes <= max(SHARE * _codes(codec, expected).numel(), 2 + width // 4)
-    assert gains <= max(SHARE * batch * heads * tokens, 1)
+    # of few tokens two gains can lie on a border, though on average fewer do: the next test holds the average
+    assert gains <= max(SHARE * batch * heads * tokens, 2)
 
 
 @pytest.mark.parametrize("kernel", NATIVE)
