@@ -14,11 +14,14 @@ SPEED = HERE.parent / "benchmarks" / "results"
 
 
 def attention_speed(folder: Path = SPEED) -> str:
-    """Return how long attention to packed pages takes, beside torch's and ONNX Runtime's."""
-    path = folder / "decode_attention.json"
-    if not path.is_file():
-        return f"{MISSING.capitalize()}.\n"
-    found = json.loads(path.read_text(encoding="utf-8"))
+    """Return how long attention to packed pages takes, beside torch's and ONNX Runtime's, by machine."""
+    found = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("decode_attention*.json"))
+    ]
+    return "\n\n".join(map(_one_attention, found)) or f"{MISSING.capitalize()}.\n"
+
+
+def _one_attention(found: dict[str, Any]) -> str:
     ratios = ("ratio_to_sdpa_bf16", "ratio_to_floor", "ratio_to_ort_int8", "ratio_to_ort_int4")
     cells = [
         [
