@@ -110,7 +110,61 @@ void take_row(const T* RESTRICT E, const T* RESTRICT G, T* RESTRICT out, int64_t
   }
 }
 
+constexpr int kBlock = 16;
+
+// Add to each of the cells [from, to), times factor, its overlaps with the given ones. Cells of both are all as wide: ours
+// are `step` of theirs, and cell i begins at zero + step i. Places are found in double, a block of cells at a time.
+template <int K, typename T>
+void add_cells(const T* RESTRICT given, T* RESTRICT out, int64_t from, int64_t to, double zero, double step, T factor, int taps) {
+  const int count = K ? K : taps;
+  const T width = T(step);
+  for (; from < to; from += kBlock) {
+    const double begin = zero + step * double(from), whole = std::floor(begin);
+    const T* RESTRICT near = given + int64_t(whole);
+    const T first = T(begin - whole);
+    T* RESTRICT to_here = out + from;
+    const int here = int(std::min<int64_t>(kBlock, to - from));
+#pragma GCC ivdep
+    for (int i = 0; i < here; ++i) {
+      const T at = first + width * T(i);
+      const int j = int(at);
+      T rest = width, room = T(j + 1) - at, sum = 0;
+      for (int k = 0; k + 1 < count; ++k) {
+        const T share = rest < room ? rest : room;
+        sum += share * near[j + k];
+        rest -= share, room = 1;
+      }
+      to_here[i] += factor * (sum + rest * near[j + count - 1]);
+    }
+  }
+}
+
 #if defined(__AVX512F__)
+
+template <int K>
+void add_cells(const float* RESTRICT given, float* RESTRICT out, int64_t from, int64_t to, double zero, double step, float factor, int taps) {
+  if (K == 0 || step * (kBlock - 1) + K + 1 >= 2 * kBlock) return add_cells<K, float>(given, out, from, to, zero, step, factor, taps);
+  const __m512 width = _mm512_set1_ps(float(step)), one = _mm512_set1_ps(1), by = _mm512_set1_ps(factor);
+  const __m512 ramp = _mm512_mul_ps(width, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  const __m512i next = _mm512_set1_epi32(1);
+  for (; from < to; from += kBlock) {
+    const double begin = zero + step * double(from), whole = std::floor(begin);
+    const float* near = given + int64_t(whole);
+    const __mmask16 some = to - from >= kBlock ? __mmask16(0xffff) : __mmask16((1 << (to - from)) - 1);
+    const __m512 low = _mm512_loadu_ps(near), high = _mm512_loadu_ps(near + kBlock);
+    const __m512 at = _mm512_add_ps(_mm512_set1_ps(float(begin - whole)), ramp);
+    __m512i j = _mm512_cvttps_epi32(at);
+    __m512 rest = width, room = _mm512_sub_ps(one, _mm512_sub_ps(at, _mm512_cvtepi32_ps(j))), sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int k = 0; k + 1 < K; ++k) {
+      const __m512 share = _mm512_min_ps(rest, room);
+      sum = _mm512_fmadd_ps(share, _mm512_permutex2var_ps(low, j, high), sum);
+      rest = _mm512_sub_ps(rest, share), room = one, j = _mm512_add_epi32(j, next);
+    }
+    sum = _mm512_fmadd_ps(rest, _mm512_permutex2var_ps(low, j, high), sum);
+    _mm512_mask_storeu_ps(out + from, some, _mm512_fmadd_ps(by, sum, _mm512_maskz_loadu_ps(some, out + from)));
+  }
+}
 
 // The same for sixteen at a time, where all that they need lies in two vectors: tables that are looked up.
 inline __m512 below(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
@@ -157,14 +211,13 @@ void take_row(const float* RESTRICT E, const float* RESTRICT G, float* RESTRICT 
     const __m512i first = _mm512_set1_epi32(1);
     const __m512 a0 = _mm512_set1_ps(v.a[0]), a1 = _mm512_set1_ps(v.a[1] * r + v.a[2]);
     const __m512 b0 = _mm512_set1_ps(v.b[0]), b1 = _mm512_set1_ps(v.b[1] * r + v.b[2]);
-    const bool parallel = !Curved && v.b[0] == 0 && v.b[1] == 0 && v.b[2] == 1;
     const __m512 f0 = _mm512_set1_ps(v.f0 - (Curved ? 0.05f : 0.002f)), f1 = _mm512_set1_ps(v.f1);
     const __m512i least = _mm512_set1_epi32(lowest), most = _mm512_set1_epi32(highest);
     int64_t i = from;
     for (; i + 16 <= to; i += 16) {
       const __m512 x = _mm512_add_ps(_mm512_set1_ps(float(int(i)) - 0.5f), ramp), end = _mm512_add_ps(x, one);
       __m512 t = _mm512_fmadd_ps(a0, x, a1);
-      if (!parallel) t = _mm512_div_ps(t, _mm512_fmadd_ps(b0, x, b1));
+      t = _mm512_div_ps(t, _mm512_fmadd_ps(b0, x, b1));
       if (Curved) {
         const __m512 s = _mm512_mul_ps(t, t);
         __m512 p = _mm512_set1_ps(0.0208351f);
@@ -229,6 +282,23 @@ struct Take {
   }
 };
 
+template <int K>
+struct Cells {
+  template <typename T>
+  static void run(const T* given, T* out, int64_t from, int64_t to, double zero, double step, T factor, int taps) {
+    add_cells<K>(given, out, from, to, zero, step, factor, taps);
+  }
+};
+
+// Cells of `step` that begin at zero: those of [0, count) that meet [0, others), into the out that they are added to.
+template <typename T>
+void add_even(const T* given, int64_t others, T* out, int64_t count, double zero, double step, T factor) {
+  const auto inside = [&](double at) { return int64_t(std::clamp(at, 0.0, double(count))); };
+  const int64_t from = inside(std::floor(-zero / step)), to = inside(std::ceil((double(others) - zero) / step));
+  const int taps = int(std::ceil(step)) + 1;
+  unrolled<Cells>(taps, given, out, from, to, zero, step, factor, taps);
+}
+
 // Edges of the bins [first, last] at a row, and of some more, up to whole vectors.
 template <typename T>
 void edges_at(const T* RESTRICT P, const T* RESTRICT Q, T* RESTRICT E, int64_t first, int64_t last, T r) {
@@ -290,6 +360,13 @@ void project(const Sweep<T>& s, const Segment<T>& g, const T* image, int64_t fro
   const int64_t width = s.pixels + 2 * s.pad;
   const int64_t begin = std::max(from, g.from), end = std::min(to, g.to);
   if (begin >= end) return;
+  if (const double pixel = g.even.pixel) {
+    for (int64_t r = begin; r < end; ++r) {
+      const double zero = 0.5 - (g.even.zero + g.even.row * double(r)) / pixel;
+      add_even(image + (r - from) * width + s.pad, s.pixels, sums, g.bins, zero, 1 / pixel, T(pixel));
+    }
+    return;
+  }
   Range<T> range(g, T(begin), s.pixels);
   for (int64_t r = begin; r < end; ++r) {
     range.move(P, Q, g.bins, T(r), s.pixels);
@@ -310,6 +387,10 @@ void spread(const Sweep<T>& s, int64_t begin, int64_t end, int64_t row, const T*
   for (int64_t n = begin; n < end; ++n) {
     const Segment<T>& g = s.segments[n];
     if (row < g.from || row >= g.to) continue;
+    if (const double pixel = g.even.pixel) {
+      add_even(rays[n - begin], g.bins, out, s.pixels, g.even.zero + g.even.row * double(row) - 0.5 * pixel, pixel, T(1));
+      continue;
+    }
     const T *P = s.P + g.edges, *Q = s.Q + g.edges;
     const Inverse<T>& v = g.inverse;
     Range<T> range(g, r, s.pixels);

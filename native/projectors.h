@@ -18,6 +18,11 @@ struct Inverse {
   bool curved;
 };
 
+// Parallel rays meet a row in bins that are all as wide: pixel x of row r lies at bin zero + row r + pixel x.
+struct Even {
+  double zero, row, pixel;  // bins; pixel is 0 where rays are not parallel
+};
+
 template <typename T>
 struct Segment {
   int64_t edges;   // where its edges begin in P and Q; it has bins + 1
@@ -28,6 +33,7 @@ struct Segment {
   int taps, back_taps;
   int64_t from, to;  // the rows that its rays cross
   Inverse<T> inverse;
+  Even even;
   // Cone beams: the rows of the detector cross a row's column of voxels at centre + v (m0[e] + m1[e] r), in voxels.
   T centre;
 };
@@ -53,7 +59,8 @@ struct Cone {
 };
 
 // A segment's sums over rows [from, to) of an image whose padded row `from` begins at `image`; the sums go on. A row's
-// sums over segments [begin, end) go into `out`, or a plane of slices of a cone beam's into `volume`. Of a segment of a
+// sums over segments [begin, end) go into `out`, or a plane of slices of a cone beam's into `volume`; the rays of each segment
+// lie between `pad` zeros, but for a cone beam. Of a segment of a
 // cone beam the bins [begin, end) are computed, and their lines written `bin_stride` and `line_stride` apart.
 #define DECLARE_PROJECTORS(name)                                                                                       \
   namespace name {                                                                                                     \

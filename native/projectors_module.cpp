@@ -49,7 +49,7 @@ struct HeldSweep {
 };
 
 template <typename T>
-HeldSweep<T> sweep_of(int64_t rows, int64_t pixels, const Given<int64_t, 2>& segments, const Given<T, 2>& inverse, const Given<T, 1>& P,
+HeldSweep<T> sweep_of(int64_t rows, int64_t pixels, const Given<int64_t, 2>& segments, const Given<double, 2>& inverse, const Given<T, 1>& P,
           const Given<T, 1>& Q, const Given<T, 1>& scales) {
   require(rows > 0 && pixels > 0 && rows < kLargest && pixels < kLargest, "the image is out of range");
   require(segments.shape(1) == 9 && inverse.shape(1) == 10 && segments.shape(0) == inverse.shape(0), "segments have another form");
@@ -60,8 +60,13 @@ HeldSweep<T> sweep_of(int64_t rows, int64_t pixels, const Given<int64_t, 2>& seg
   int most = 1;
   for (std::size_t n = 0; n < segments.shape(0); ++n) {
     const int64_t* g = segments.data() + n * 9;
-    const T* v = inverse.data() + n * 10;
-    Segment<T> found{g[0], g[1], g[2], g[3], g[4], int(g[5]), int(g[6]), g[7], g[8], {{v[0], v[1], v[2]}, {v[3], v[4], v[5]}, v[6], v[7], v[8] != 0}, v[9]};
+    const double* v = inverse.data() + n * 10;
+    Segment<T> found{g[0], g[1], g[2], g[3], g[4], int(g[5]), int(g[6]), g[7], g[8], {}, {}, T(v[9])};
+    found.inverse = {{T(v[0]), T(v[1]), T(v[2])}, {T(v[3]), T(v[4]), T(v[5])}, T(v[6]), T(v[7]), v[8] != 0};
+    if (v[3] == 0 && v[4] == 0 && v[5] == 1 && v[8] == 0) {
+      found.even = {v[6] + v[7] * v[2], v[7] * v[1], v[7] * v[0]};
+      require(found.even.pixel > 0 && std::isfinite(1 / found.even.pixel), "parallel rays do not ascend");
+    }
     require(found.bins > 0 && found.bins < kLargest && found.edges >= 0 && found.edges + found.bins + 1 <= int64_t(P.shape(0)), "edges are missing");
     require(found.scales >= 0 && found.scales + found.bins <= int64_t(scales.shape(0)), "scales are missing");
     require(found.from >= 0 && found.from < found.to && found.to <= rows, "rows are out of range");
@@ -218,14 +223,15 @@ void project(const std::string& kernel, int threads, const HeldSweep<T>& h, cons
     project_slices(kernel, threads, h, at, volume.data(), views);
 }
 
-// Rays of each segment, in the order of its bins, times the bins' lengths and `factor`; of a cone all lines of a bin.
+// Rays of each segment, in the order of its bins, times the bins' lengths and `factor`; of a cone all lines of a bin, else
+// between zeros.
 template <typename T>
 std::vector<T> in_order(int threads, const HeldSweep<T>& h, const Views<const T>& views, int64_t slice, T factor, std::vector<const T*>& where) {
   const Sweep<T>& s = h.sweep;
-  const int64_t lines = h.has_cone ? h.cone.lines : 1;
+  const int64_t lines = h.has_cone ? h.cone.lines : 1, pad = h.has_cone ? 0 : s.pad;
   std::vector<int64_t> begins;
-  int64_t total = 0;
-  for (int64_t n = views.begin; n < views.end; ++n) begins.push_back(total), total += s.segments[n].bins * lines;
+  int64_t total = pad;
+  for (int64_t n = views.begin; n < views.end; ++n) begins.push_back(total), total += s.segments[n].bins * lines + pad;
   std::vector<T> all(total + kSlack);
   for (int64_t n : begins) where.push_back(all.data() + n);
   Pool::run(threads, views.end - views.begin, [&](int64_t n) {
@@ -461,7 +467,7 @@ void bind(nb::module_& m, const char* name) {
   nb::class_<Held>(m, name)
       .def(
           "__init__",
-          [](Held* self, int64_t rows, int64_t pixels, const Given<int64_t, 2>& segments, const Given<T, 2>& inverse, const Given<T, 1>& P,
+          [](Held* self, int64_t rows, int64_t pixels, const Given<int64_t, 2>& segments, const Given<double, 2>& inverse, const Given<T, 1>& P,
              const Given<T, 1>& Q, const Given<T, 1>& scales) { new (self) Held(sweep_of<T>(rows, pixels, segments, inverse, P, Q, scales)); },
           nb::arg("rows"), nb::arg("pixels"), nb::arg("segments"), nb::arg("inverse"), nb::arg("P"), nb::arg("Q"),
            nb::arg("scales"))

@@ -290,7 +290,7 @@ class _Compiled:
             rows,
             pixels,
             np.array(table, np.int64),
-            np.array(inverse, self.dtype),
+            np.array(inverse, np.float64),
             joined("P"),
             joined("Q"),
             joined("scale"),
