@@ -13,8 +13,8 @@ Each arm of each seed is a file under --work when it is done, and a run goes on 
 several runs with other arms or seeds may share the folder. The JSON is made anew from all of them at the end
 of each. About fifteen minutes of one core for a seed. What stands against a choice by lot has ten seeds
 instead of five: --seeds 5,6,7,8,9 --only start --only "whole pool" --only "campaign random" --only "campaign
-weighted-cover". The same table in space has not been run:
-evidence/tissue_network.py has the arms of 5 and of all subjects in space.
+weighted-cover". The same table in space has not been run: evidence/tissue_network.py and tissue_effort.py have what
+there is of it, networks of 5 and of all subjects and the work that is foreseen, which the summary keeps as ``in_space``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import tissue_space
 from brain_tissue_annotation import MORE
 from brain_tissue_arms import ARMS, Row, Settings, lengths
 from brain_tissue_summary import summary
@@ -76,7 +77,7 @@ def gathered(work: Path) -> Row:
     tried = work / LENGTHS
     return {
         "facts": settings[0] if settings else {},
-        "summary": summary(kept),
+        "summary": summary(kept) | {"in_space": tissue_space.summary()},
         "lengths": json.loads(tried.read_text(encoding="utf-8")) if tried.is_file() else [],
         "rows": kept,
     }

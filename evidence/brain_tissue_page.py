@@ -83,13 +83,17 @@ def facts(kept: Row) -> str:
 
 
 def targets(of: Row) -> str:
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
+    space = of.get("in_space", {})
     for name, said, wanted in (
         ("dice_5_subjects", "mean Dice, 5 labelled", "0.88 in space"),
         ("dice_all_subjects", "mean Dice, all labelled", "0.92 in space"),
     ):
         if name in of:
-            rows.append((said, wanted, spread(of[name])))
+            inside = "; ".join(
+                f"{arm}: {number(each['mean'], 3)}" for arm, each in space.get(name, {}).items()
+            )
+            rows.append((said, wanted, spread(of[name]), inside or "-"))
     if "over untrained chosen" in of.get("dice_5_subjects", {}):
         above = of["dice_5_subjects"]["over untrained chosen"]
         rows.append(("5 labelled over the untrained method at its best", "above 0", spread(above, sign=True)))
@@ -104,7 +108,8 @@ def targets(of: Row) -> str:
         above = of["suggestive_gain"][SUGGESTIVE]["average"]
         rows.append(("suggestive over a choice by lot, Dice", "above 0", spread(above, 4, sign=True)))
     if "effort_rank_correlation" in of:
-        rows.append(("effort, rank correlation", "0.80", spread(of["effort_rank_correlation"], 2)))
+        inside = spread(space["effort_rank_correlation"], 2) if "effort_rank_correlation" in space else "-"
+        rows.append(("effort, rank correlation", "0.80", spread(of["effort_rank_correlation"], 2), inside))
     if "work_saved_by_tissue" in of:
         saved = of["work_saved_by_tissue"]
         for criterion in ("voxels", "edge"):
@@ -121,9 +126,13 @@ def targets(of: Row) -> str:
                     f"{percent(told['mean'])} ({ends})",
                 )
             )
+    if "volume_interval_coverage" in space:
+        inside = f"{100 * space['volume_interval_coverage']['mean']:.1f} %"
+        rows.append(("volume intervals hold the truth, all networks", "92 to 98 %", "-", inside))
     if "ece" in of:
         largest = max(each["after"]["largest"] for each in of["ece"].values())
-        rows.append(("ECE after temperatures, the largest of any seed", "0.020", number(largest, 3)))
+        inside = number(space["ece"]["largest"], 3) if "ece" in space else "-"
+        rows.append(("ECE after temperatures, the largest of any seed", "0.020", number(largest, 3), inside))
     if "router_gain" in of:
         told = of["router_gain"][ROUTER]
         rows.append(
@@ -134,7 +143,8 @@ def targets(of: Row) -> str:
             )
         )
         rows.append(("router below the oracle", "0 or more", spread(told["less_than_oracle"], 4, sign=True)))
-    return table(["target", "wanted", "found"], rows)
+    columns = ["target", "wanted", "found in slices", "in space"]
+    return table(columns, [(*row, *["-"] * (len(columns) - len(row))) for row in rows])
 
 
 def percent(value: float) -> str:

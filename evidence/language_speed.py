@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,24 @@ SPEED = HERE.parent / "benchmarks" / "results"
 
 def attention_speed(folder: Path = SPEED) -> str:
     """Return how long attention to packed pages takes, beside torch's and ONNX Runtime's, by machine."""
-    found = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("decode_attention*.json"))
-    ]
-    return "\n\n".join(map(_one_attention, found)) or f"{MISSING.capitalize()}.\n"
+    return _each(folder, "decode_attention", _one_attention)
+
+
+def step_speed(folder: Path = SPEED) -> str:
+    """Return how long a step of a model takes, beside transformers' own cache, by machine."""
+    return _each(folder, "generate", _one_step)
+
+
+def growth(folder: Path = SPEED) -> str:
+    """Return how a step and a cache grow with the text, and the slopes of a line through the steps, by
+    machine."""
+    return _each(folder, "sweep", _one_growth)
+
+
+def _each(folder: Path, name: str, make: Callable[[dict[str, Any]], str]) -> str:
+    """Return what is made of each file of this name, with whatever end, one below the other."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{name}*.json"))]
+    return "\n\n".join(map(make, found)) or f"{MISSING.capitalize()}.\n"
 
 
 def _one_attention(found: dict[str, Any]) -> str:
@@ -40,12 +55,7 @@ def _one_attention(found: dict[str, Any]) -> str:
     return f"{where}.\n\n{table(columns, cells)}"
 
 
-def step_speed(folder: Path = SPEED) -> str:
-    """Return how long a step of a model takes, beside transformers' own cache."""
-    path = folder / "generate.json"
-    if not path.is_file():
-        return f"{MISSING.capitalize()}.\n"
-    found = json.loads(path.read_text(encoding="utf-8"))
+def _one_step(found: dict[str, Any]) -> str:
     rows = [
         ["a step", f"{found['step_ratio_to_dynamic']:.2f}"],
         ["reading the text", f"{found['prefill_ratio']:.2f}"],
@@ -64,12 +74,7 @@ def step_speed(folder: Path = SPEED) -> str:
     return f"{where}.\n\n{table(['', 'of `DynamicCache`'], rows)}"
 
 
-def growth(folder: Path = SPEED) -> str:
-    """Return how a step and a cache grow with the text, and the slopes of a line through the steps."""
-    path = folder / "sweep.json"
-    if not path.is_file():
-        return f"{MISSING.capitalize()}.\n"
-    found = json.loads(path.read_text(encoding="utf-8"))
+def _one_growth(found: dict[str, Any]) -> str:
     rows: list[dict[str, Any]] = found["sweep"]
     cells = [
         [

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import ct_memory_page
+import ct_speed_page
 import ct_uncertainty_page
 import numpy as np
 from pages import MISSING, filled, measured, number, table
@@ -59,6 +60,7 @@ def page(path: Path = RESULT) -> str:
         "others": others,
         "doubt": lambda _: ct_uncertainty_page.section(),
         "memory": lambda _: ct_memory_page.section(),
+        "speed": lambda _: ct_speed_page.section(),
     }
     return filled(HERE / "low-dose-ct.md.in", {name: make(kept) for name, make in made.items()})
 

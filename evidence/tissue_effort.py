@@ -61,12 +61,12 @@ def measured(seed: int) -> list[Row]:
     labelled = [heads[number] for number in sorted(drawn.tolist())]
     config = NetworkConfig(channels=("t1",), width=WIDTH, patch=PATCH, spacing_mm=WIDTHS)
     models = []
-    draws = BySubject((one.subject, one) for one in labelled).draws(
-        MEMBERS, seed=derive_seed(seed, "draws")
-    )
+    draws = BySubject((one.subject, one) for one in labelled).draws(MEMBERS, seed=derive_seed(seed, "draws"))
     for number, draw in enumerate(draws):
         start = derive_seed(seed, "network", str(number))
-        models.append(train(list(draw.training), config, seed=start, steps=STEPS, batch=BATCH, rate=RATE).model)
+        models.append(
+            train(list(draw.training), config, seed=start, steps=STEPS, batch=BATCH, rate=RATE).model
+        )
         print(f"seed {seed}: network {number}", flush=True)
     rows, foreseen = [], []
     for one in images("judge", ("t1",)):

@@ -263,3 +263,10 @@ def test_growth_is_the_slope_of_the_steps(tmp_path: Path) -> None:
     assert "rises by 10.00 ms for 1,000 tokens with `DynamicCache` and by 2.00" in text
     assert "0.20 of it" in text
     assert "| 8,000 | 120.0 | 66.0 | 0.50 | 1.0 | 1.0 | 1.0 | 0.2 |" in text
+    (tmp_path / "sweep_other.json").write_text(
+        json.dumps({"sweep": rows, "machine": {"processor": "another"}})
+    )
+    assert [line for line in speed.growth(tmp_path).splitlines() if line.endswith("milliseconds.")] == [
+        "1 thread, a chip, milliseconds.",
+        "1 thread, another, milliseconds.",
+    ]

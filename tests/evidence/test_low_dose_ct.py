@@ -194,6 +194,32 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert module.page(tmp_path / "none.json").count(module.MISSING) == 12
 
 
+def test_the_speed_that_was_measured_is_told_beside_what_was_wanted(tmp_path: Path) -> None:
+    """Of our kernels the last, which is the fastest."""
+    module = script("ct_speed_page")
+    row = {"geometry": "parallel", "size": 8, "shape": [60, 1, 12], "threads": 1, "forward_ms": 2.0}
+    rows = [
+        row | {"name": name, "back_ms": back, "ratio_to_astra": astra, "ratio_to_skimage": other}
+        for name, back, astra, other in (
+            ("generic", 9.0, 0.9, 0.5),
+            ("avx2", 4.0, 0.26, None),
+            ("astra_line", 9.5, 1.0, 0.6),
+        )
+    ]
+    machine = {"processor": "P", "processors": 2}
+    (tmp_path / "ct_projectors.json").write_text(json.dumps({"rows": rows, "machine": machine}))
+    wanted = {"name": "edge-preserving-tv", "beside_threads": 2, "ms": 1500.0, "ratio_to_astra": 1.2}
+    (tmp_path / "ct_methods.json").write_text(
+        json.dumps({"rows": [wanted, wanted | {"name": "astra sirt, line, 100"}]})
+    )
+    text = module.section(tmp_path)
+    assert "| parallel, avx2 | 1 | 2.0 | 4.0 | 0.260 (at most 0.25) | - |" in text
+    assert "| edge-preserving-tv | 2 | 1.50 | 1.200 (at most 1) |" in text
+    assert "generic" not in text
+    assert "sirt, line" not in text
+    assert module.section(tmp_path / "none").count("Not measured yet") == 3
+
+
 def test_the_memory_that_was_measured_is_told_and_judged(tmp_path: Path) -> None:
     module, path = script("ct_memory_page"), tmp_path / "memory.json"
     row = {"kind": "cone", "size": 8, "slices": 4, "views": 30, "threads": 2, "sinogram_in_volumes": 0.3}
