@@ -117,6 +117,8 @@ def rank_interval(told: Any, real: Any, draws: int = DRAWS // 2) -> tuple[float,
     found = []
     for _ in range(draws):
         some = random.integers(subjects, size=subjects)
+        if len(set(some.tolist())) < 2:
+            continue  # one subject has no rank
         each = random.integers(seeds, size=seeds)
         found.append(rank(told[each][:, some], real[each][:, some]))
     low, high = np.quantile(found, [0.025, 0.975])
