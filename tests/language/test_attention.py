@@ -250,6 +250,23 @@ def test_keys_changed_between_cache_and_attention_are_refused(
         _step(model, cache, prompt[:, :1])
 
 
+def test_a_prompt_is_attended_to_by_heads_whose_rows_follow_each_other(
+    make_model: Callable[..., Any], prompt: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a plain cache hands them out: rows among those of other heads are read more slowly."""
+    model, seen = make_model(), []
+    plain = attention.sdpa_attention_forward
+
+    def watching(module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **how: Any) -> Any:
+        seen.append(key.is_contiguous() and value.is_contiguous())
+        return plain(module, query, key, value, *rest, **how)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watching)
+    use_low_bit_attention(model)
+    model(prompt, past_key_values=LowBitCache(model.config, UNIFORM), use_cache=True)
+    assert seen == [True] * model.config.num_hidden_layers
+
+
 def test_gradients_are_those_of_sdpa(make_model: Callable[..., Any], prompt: Tensor) -> None:
     def run(model: Any) -> Tensor:
         cache = LowBitCache(model.config, UNIFORM)

@@ -28,7 +28,7 @@ from sagittal.language.sequences import Sequences
 __all__ = ["LowBitCache", "LowBitLayer", "cache_bytes", "cache_bytes_16bit", "check_plan", "fingerprint"]
 
 
-_LARGE, _TRIMMED = 1 << 20, 2
+_LARGE, _TRIMMED = 1 << 20, 5
 """Bytes of new keys, and layers, after which freed memory is handed back to the system."""
 
 
