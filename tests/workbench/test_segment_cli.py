@@ -205,6 +205,15 @@ def test_labels_that_are_a_proposal_as_it_was_are_told(
     means = [np.mean([s["dice"] for s in one["labels"].values()]) for one in others]
     assert found["dice_mean_of_others"] == pytest.approx(np.mean(means))
     assert found["as_proposed_by_itself"] == [ids[0]]
+    assert set(found["calibrated_on"]) == {one["case"] for one in others}
+    with CaseStore(store_folder) as store:
+        kept = [
+            artifacts.load(store.objects, store.case(n).latest("annotation")) for n in found["calibrated_on"]
+        ]
+    assert sum(found["reliability"]["count"]) == sum(np.count_nonzero(labels.array) for labels in kept)
+    held = [score["covered"] for one in others for score in one["labels"].values()]
+    assert (found["volume_intervals"], found["volume_intervals_held"]) == (len(held), sum(held))
+    assert "volumes leave its own out" in text
     said_so = f"nobody changed a voxel of what networks proposed ({ids[0]}), in 1 of this network's own"
     assert said_so in text
     assert said_so in page.read_text(encoding="utf-8")
@@ -233,6 +242,8 @@ def test_a_later_proposal_does_not_hide_that_labels_are_an_earlier_one(
         assert call("segment", "evaluate", model, "--cases", folder, "--json", out)[0] == 0
         found = json.loads(out.read_text(encoding="utf-8"))
         assert (found["as_proposed"], found["as_proposed_by_itself"]) == ([case_id], own)
+        every = {one["case"] for one in found["cases"]}
+        assert set(found["calibrated_on"]) == (every - set(own) or every)
 
 
 def test_a_mask_that_a_person_corrected_in_the_case_is_no_proposal(

@@ -197,6 +197,7 @@ def evaluate(
             f"note: in {len(same)} of {len(result['cases'])} cases nobody changed a voxel of what networks "
             f"proposed ({', '.join(same)}), in {len(result['as_proposed_by_itself'])} of this network's own; "
             + ("there are no others" if others is None else f"mean Dice of the others {others:.3f}")
+            + ("; volumes leave its own out" if len(result["calibrated_on"]) < len(result["cases"]) else "")
         )
 
 

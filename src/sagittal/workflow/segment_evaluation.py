@@ -61,9 +61,10 @@ def evaluate_on_store(
         JSON values: the cases, the worst first, each with Dice, HD95, ASSD and volumes of each label; means;
         an interval of the median subject's Dice from six cases; the cases whose labels are a proposal in
         which nobody changed a voxel, those of which this network proposed it, alone or with others, and the
-        mean without them; calibration errors, and how often each
-        confidence was right; the share of volumes that lie in their 95 % interval, with an interval of it
-        that takes those of one case to hold or miss together.
+        mean without them; calibration errors, and how often each confidence was right; the share of volumes
+        that lie in their 95 % interval, with an interval of it that takes those of one case to hold or miss
+        together. Labels that are this network's own proposal say nothing of its confidence: calibration and
+        volumes are of the other cases (``calibrated_on``), and of all only where there are no others.
 
     Raises:
         InputError: No case is left to judge on, or a channel is missing.
@@ -137,10 +138,12 @@ def evaluate_on_store(
         )
     means = [float(np.mean([s["dice"] for s in one["labels"].values()])) for one in cases]
     drawn_anew = [mean for mean, one in zip(means, cases, strict=True) if not one["as_proposed"]]
-    told, true = np.concatenate([p for p, _ in rows]), np.concatenate([y for _, y in rows])
+    independent = [n for n, one in enumerate(cases) if not one["as_proposed_by_itself"]]
+    judging = independent or list(range(len(cases)))
+    told, true = (np.concatenate(part) for part in zip(*(rows[n] for n in judging), strict=True))
     error = calibration_error(told, true)
     curve = reliability(told.max(axis=-1), told.argmax(axis=-1) == true)
-    covered = [[s["covered"] for s in one["labels"].values()] for one in cases]
+    covered = [[s["covered"] for s in cases[n]["labels"].values()] for n in judging]
     result: dict[str, Any] = {
         "model": str(path.absolute()),
         "cases": [cases[n] for n in np.argsort(means, kind="stable").tolist()],
@@ -151,6 +154,7 @@ def evaluate_on_store(
         "as_proposed": [one["case"] for one in cases if one["as_proposed"]],
         "as_proposed_by_itself": [one["case"] for one in cases if one["as_proposed_by_itself"]],
         "dice_mean_of_others": float(np.mean(drawn_anew)) if drawn_anew else None,
+        "calibrated_on": [cases[n]["case"] for n in judging],
         "ece": {
             "equal_width": error.equal_width,
             "equal_mass": error.equal_mass,
