@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -254,41 +255,19 @@ void take_row(const float* RESTRICT E, const float* RESTRICT G, float* RESTRICT 
 
 #endif
 
-template <template <int> class Call, typename... Given>
-inline void unrolled(int taps, Given&&... given) {
+// Call with the number of taps as a constant, or 0 where there are many.
+template <typename Body>
+inline void unrolled(int taps, Body body) {
   switch (taps) {
     case 1:
-    case 2: return Call<2>::run(given...);
-    case 3: return Call<3>::run(given...);
-    case 4: return Call<4>::run(given...);
-    case 5: return Call<5>::run(given...);
-    case 6: return Call<6>::run(given...);
-    default: return Call<0>::run(given...);
+    case 2: return body(std::integral_constant<int, 2>());
+    case 3: return body(std::integral_constant<int, 3>());
+    case 4: return body(std::integral_constant<int, 4>());
+    case 5: return body(std::integral_constant<int, 5>());
+    case 6: return body(std::integral_constant<int, 6>());
+    default: return body(std::integral_constant<int, 0>());
   }
 }
-
-template <int K>
-struct Add {
-  template <typename T>
-  static void run(const T* E, const T* row, T* sums, int64_t from, int64_t to, int taps) { add_row<K>(E, row, sums, from, to, taps); }
-};
-
-template <int K>
-struct Take {
-  template <typename T>
-  static void run(const T* E, const T* G, T* out, int64_t from, int64_t to, const Inverse<T>& inverse, T r, int lowest, int highest, int taps) {
-    inverse.curved ? take_row<K, true>(E, G, out, from, to, inverse, r, lowest, highest, taps)
-                   : take_row<K, false>(E, G, out, from, to, inverse, r, lowest, highest, taps);
-  }
-};
-
-template <int K>
-struct Cells {
-  template <typename T>
-  static void run(const T* given, T* out, int64_t from, int64_t to, double zero, double step, T factor, int taps) {
-    add_cells<K>(given, out, from, to, zero, step, factor, taps);
-  }
-};
 
 // Cells of `step` that begin at zero: those of [0, count) that meet [0, others), into the out that they are added to.
 template <typename T>
@@ -296,7 +275,7 @@ void add_even(const T* given, int64_t others, T* out, int64_t count, double zero
   const auto inside = [&](double at) { return int64_t(std::clamp(at, 0.0, double(count))); };
   const int64_t from = inside(std::floor(-zero / step)), to = inside(std::ceil((double(others) - zero) / step));
   const int taps = int(std::ceil(step)) + 1;
-  unrolled<Cells>(taps, given, out, from, to, zero, step, factor, taps);
+  unrolled(taps, [=](auto K) { add_cells<K()>(given, out, from, to, zero, step, factor, taps); });
 }
 
 // Edges of the bins [first, last] at a row, and of some more, up to whole vectors.
@@ -335,22 +314,6 @@ inline void resample_slices(const T* RESTRICT lines, T* RESTRICT column, int64_t
   }
 }
 
-template <int K>
-struct Lines {
-  template <typename T>
-  static void run(const T* column, T* lines, int64_t from, int64_t to, T zero, T height, T factor, int taps) {
-    resample_lines<K>(column, lines, from, to, zero, height, factor, taps);
-  }
-};
-
-template <int K>
-struct Slices {
-  template <typename T>
-  static void run(const T* lines, T* column, int64_t from, int64_t to, T zero, T height, T factor, int lowest, int highest, int taps) {
-    resample_slices<K>(lines, column, from, to, zero, height, factor, lowest, highest, taps);
-  }
-};
-
 }  // namespace
 
 template <typename T>
@@ -375,7 +338,8 @@ void project(const Sweep<T>& s, const Segment<T>& g, const T* image, int64_t fro
     const int64_t more = g.taps <= 3 ? (kVector - (range.last - range.first) % kVector) % kVector : 0;
     const int64_t first = std::max<int64_t>(range.first - more, 0);
     edges_at(P, Q, E, first, range.last, T(r));
-    unrolled<Add>(g.taps, (const T*)E, image + (r - from) * width + s.pad, sums, first, range.last, g.taps);
+    const T *edges = E, *row = image + (r - from) * width + s.pad;
+    unrolled(g.taps, [&](auto K) { add_row<K()>(edges, row, sums, first, range.last, g.taps); });
   }
 }
 
@@ -404,8 +368,12 @@ void spread(const Sweep<T>& s, int64_t begin, int64_t end, int64_t row, const T*
     for (int64_t k = 1; k <= s.pad; ++k) E[a - k] = -far, E[b + k] = far, G[a - k] = 0, G[b + k - 1] = 0;
     const int64_t from = std::clamp<int64_t>(below(E[a] + T(0.5)), 0, s.pixels);
     const int64_t to = std::clamp<int64_t>(int64_t(below(E[b] + T(0.5))) + 1, 0, s.pixels);
-    const int reach = g.back_taps;
-    unrolled<Take>(reach, (const T*)E, (const T*)G, out, from, to, v, r, int(a) - int(s.pad) + 1, int(b), reach);
+    const int reach = g.back_taps, lowest = int(a) - int(s.pad) + 1;
+    const T *edges = E, *shares = G;
+    unrolled(reach, [=](auto K) {
+      v.curved ? take_row<K(), true>(edges, shares, out, from, to, v, r, lowest, int(b), reach)
+               : take_row<K(), false>(edges, shares, out, from, to, v, r, lowest, int(b), reach);
+    });
   }
 }
 
@@ -453,7 +421,7 @@ void project_cone(const Sweep<T>& s, const Cone<T>& c, const Segment<T>& g, int6
         fresh = false;
       }
       if (fresh) continue;
-      unrolled<Lines>(c.taps, (const T*)column, sums + u * c.lines, from, to, zero, height, 1 / ((hi - lo) * height), c.taps);
+      unrolled(c.taps, [&](auto K) { resample_lines<K()>(column, sums + u * c.lines, from, to, zero, height, 1 / ((hi - lo) * height), c.taps); });
     }
   }
   const T *scale = s.scales + g.scales, *tilt = c.tilt + g.scales;
@@ -490,8 +458,9 @@ void spread_cone(const Sweep<T>& s, const Cone<T>& c, int64_t begin, int64_t end
       if (bottom >= top) continue;
       const T* given = rays[n - begin] + u * c.lines;
       std::copy(given, given + c.lines, lines);
-      unrolled<Slices>(c.back_taps, (const T*)lines, column, bottom, top, zero, height, 1 / ((hi - lo) * height), -int(pad) + 1, int(c.lines),
-                       c.back_taps);
+      unrolled(c.back_taps, [&](auto K) {
+        resample_slices<K()>(lines, column, bottom, top, zero, height, 1 / ((hi - lo) * height), -int(pad) + 1, int(c.lines), c.back_taps);
+      });
       const int i = below(lo + T(0.5));
       for (int k = 0; k < g.taps; ++k) {
         if (i + k < 0 || i + k >= s.pixels) continue;
