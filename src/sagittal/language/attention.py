@@ -126,7 +126,7 @@ def _attention(
         found = scaled_dot_product_attention(grouped, key, value, scale=scaling)
         return found.reshape(batch, 1, heads, value.shape[-1]), None
     # rows of a head one behind the other, as a cache that copies what it is given hands them out: a CPU is
-    # slower by a tenth where they lie among those of other heads
+    # slower where they lie among those of other heads
     return sdpa_attention_forward(  # type: ignore[no-any-return]
         module, query, key.contiguous(), value.contiguous(), attention_mask, scaling=scaling, **kwargs
     )
