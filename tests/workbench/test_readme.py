@@ -63,4 +63,8 @@ def test_every_target_and_page_it_names_is_there() -> None:
     for target in re.findall(r"`make (\w+)`", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for link in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / link).is_file(), link
+        name, _, section = link.partition("#")
+        assert (ROOT / name).is_file(), link
+        if section:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(), re.MULTILINE)
+            assert section in {re.sub(r"\W+", "-", heading.lower()) for heading in headings}, link
