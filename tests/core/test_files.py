@@ -69,6 +69,18 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
         write_bytes(tmp_path / "file" / "a", b"x")
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc here")
+def test_a_place_where_no_folder_can_be_is_named() -> None:
+    with pytest.raises(StorageError, match="^/proc/none/here: no folder can be made here"):
+        write_text(Path("/proc/none/here/a"), "a")
+
+
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the name is too long; expected a shorter one"):
+        write_text(tmp_path / ("a" * 300), "a")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_file_that_was_refused_is_the_one_named(tmp_path: Path) -> None:
     other = str(tmp_path / "elsewhere" / "secret")
     with pytest.raises(StorageError, match=f"^{other}: no permission$"), storage_errors(tmp_path / "a" / "b"):

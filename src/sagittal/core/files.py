@@ -30,6 +30,7 @@ _REASONS = {
     errno.EPERM: ("no permission", "a folder that you may write"),
     errno.EEXIST: ("a file is where a folder is needed", "a folder"),
     errno.ENOTDIR: ("a file is where a folder is needed", "a folder"),
+    errno.ENAMETOOLONG: ("the name is too long", "a shorter one"),
     errno.EIO: ("the disk cannot be read or written", "another disk"),
 }
 
@@ -80,7 +81,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -93,6 +94,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # not where the system keeps folders of its own
+        raise StorageError("no folder can be made here", source=folder, expected="another folder") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -116,7 +124,7 @@ def staging_folder(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             yield folder
