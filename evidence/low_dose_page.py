@@ -21,12 +21,13 @@ PAGE = HERE.parent / "docs" / "low-dose-ct.md"
 RESULT = HERE / "results" / "low_dose_ct.json"
 PHANTOM, REAL = "analytic phantom", "real slice"
 CENTRE = (60, 1e5)
-OURS = "edge-preserving-tv"
+OURS, CORRECTED = "edge-preserving-tv", "edge-preserving-tv, edges in bins"
 TARGETS = ((PHANTOM, "tv", 0.6), (PHANTOM, "fbp", 0.25), (REAL, "tv", 1.0), (REAL, "tv", 0.9))
 SEEN = ("Shepp-Logan", "smooth regions", "head, Cranium slice 40")
 """Images that judge, and that the form of our energy was worked out with."""
 
 NAMES = {
+    CORRECTED: "edge-preserving-tv corrected for edges in bins",
     "tv, finer voxels": "tv on finer voxels",
     "edge-preserving-tv, the paper's": "edge-preserving-tv as in the paper",
     "astra-fbp": "ASTRA FBP",
@@ -144,9 +145,10 @@ def targets(kept: Row) -> str:
             if values:
                 reached = "yes" if median(values) <= least else "no"
                 seen = "yes" if image in SEEN else "no"
-                rows.append([kind, image, seen, other, f"{least:g}", ratio(values), reached])
+                corrected = ratio(ratios(one, CORRECTED, other) if kind == PHANTOM else None)
+                rows.append([kind, image, seen, other, f"{least:g}", ratio(values), reached, corrected])
     columns = ["kind of data", "image", "looked at before", "error, of that of", "wanted, at most", "found"]
-    return table([*columns, "reached"], rows)
+    return table([*columns, "reached", "corrected for edges in bins"], rows)
 
 
 def of_kind(kept: Row, kind: str) -> str:

@@ -87,6 +87,21 @@ def test_options_reach_the_method(scan: Path, tmp_path: Path) -> None:
     assert read_nifti(out).facts["roughness"] == 9
 
 
+def test_rays_are_corrected_for_edges_where_the_method_can(scan: Path, tmp_path: Path) -> None:
+    images = []
+    for number, more in enumerate(([], ["--edge-gradient"])):
+        out = tmp_path / f"{number}.nii.gz"
+        common = ("ct", "reconstruct", scan, "--out", out, "--iterations", 4)
+        assert sagittal(*common, *more).exit_code == 0
+        images.append(read_nifti(out).array)
+    assert 0 < np.abs(images[1] - images[0]).mean() < 20
+    out = tmp_path / "none.nii.gz"
+    done = sagittal("ct", "reconstruct", scan, "--out", out, "--method", "sirt", "--edge-gradient")
+    assert done.exit_code == 2
+    assert "the method has no such option" in done.stderr
+    assert not out.exists()
+
+
 def test_methods_are_compared(scan: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out, figure = tmp_path / "out.json", tmp_path / "out.png"

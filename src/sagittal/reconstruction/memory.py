@@ -37,7 +37,13 @@ _TABLES = 80
 
 
 def memory_needed(
-    scan: Scan, grid: Geometry, method: str, *, variance: bool = False, subdivision: int | None = None
+    scan: Scan,
+    grid: Geometry,
+    method: str,
+    *,
+    variance: bool = False,
+    subdivision: int | None = None,
+    edge_gradient: bool = False,
 ) -> int:
     """Return an estimate of the bytes that a reconstruction takes at its peak, the scan itself not counted.
 
@@ -47,12 +53,14 @@ def memory_needed(
         method: A key of :data:`COPIES`.
         variance: Whether each voxel's variance is estimated too.
         subdivision: Parts of a voxel's side that total variation computes with; its default without it.
+        edge_gradient: Whether total variation corrects rays for edges within bins.
     """
     cone = isinstance(scan.geometry, ConeBeam)
     of_volume, of_rays = COPIES[method]
     if subdivision is None:
         subdivision = 2 if method == "edge-preserving-tv" and not cone else 1
     of_volume *= subdivision**2
+    of_rays += 2 * edge_gradient
     if variance:
         of_volume = max(of_volume + _BESIDE[0], _VARIANCE[0])
         of_rays = max(of_rays + _BESIDE[1], _VARIANCE[1])

@@ -97,7 +97,8 @@ def reconstruct(
         )
     if doubt not in _DRAWS:
         raise InputError("there is no such doubt", source="doubt", value=doubt, expected=", ".join(_DRAWS))
-    needed = memory_needed(scan, grid, method, variance=variance, subdivision=options.get("subdivision"))
+    sizes = {name: options[name] for name in ("subdivision", "edge_gradient") if name in options}
+    needed = memory_needed(scan, grid, method, variance=variance, **sizes)
     require_memory(
         needed,
         f"the reconstruction by {method}",
@@ -109,7 +110,7 @@ def reconstruct(
     smooth = method.endswith("tv")
 
     def again(other: Scan, start: NDArray[np.float32] | None) -> Volume:
-        changed = dict(options)
+        changed = {name: value for name, value in options.items() if name != "edge_gradient"}  # there is none
         if smooth and start is not None:
             solver = changed.get("solver") or Solver()
             iterations = min(_WARM_ITERATIONS, solver.iterations)

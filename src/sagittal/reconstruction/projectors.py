@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from sagittal.core.errors import GeometryError, InputError
 from sagittal.core.native import load_extension, thread_count, vector_kernels
 from sagittal.core.optional import optional_import
-from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry, some_views, subset
+from sagittal.reconstruction.geometry import ConeBeam, ScanGeometry, finer_bins, some_views, subset
 from sagittal.reconstruction.segments import (
     MARGIN,
     Segment,
@@ -85,6 +85,12 @@ class Projector:
         """Return the projector to every ``step``-th view from the ``first`` on."""
         kernel, threads, device = self._choice
         geometry = subset(self.geometry, slice(first, None, step))
+        return Projector(geometry, self.grid, dtype=self.dtype, threads=threads, kernel=kernel, device=device)
+
+    def to_finer_bins(self, parts: int) -> Projector:
+        """Return the projector to a detector whose bins are each cut into so many."""
+        kernel, threads, device = self._choice
+        geometry = finer_bins(self.geometry, parts)
         return Projector(geometry, self.grid, dtype=self.dtype, threads=threads, kernel=kernel, device=device)
 
     def _chosen(self, kernel: str | None, threads: int, device: str | None) -> _Pair:

@@ -14,13 +14,15 @@ runs through a voxel moves the rays that cross it by more than their noise, and 
 its voxels take up that error. So :func:`edge_preserving_tv` explains the scan on finer voxels and returns
 their means, adds the error that the image's own edges suggest to the variance of each ray, and lets edges
 pay part of their price. None of the three is from the paper; the first two are options of :func:`tv` as well,
-off unless asked for.]
+off unless asked for. A scan of a detector has another error at edges, which both correct if asked to: see
+:mod:`sagittal.reconstruction.edge_gradient`.]
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from sagittal.reconstruction.descent import (
     minimise,
     subsets_of,
 )
+from sagittal.reconstruction.edge_gradient import edge_gradient as missed_by_bins
 from sagittal.reconstruction.geometry import ConeBeam
 from sagittal.reconstruction.iterative import Reconstruction, Report, begin, silent
 from sagittal.reconstruction.projectors import Projector
@@ -58,6 +61,7 @@ def tv(
     roughness: float = 32.0,
     subdivision: int = 1,
     model_error: float = 0.0,
+    edge_gradient: bool = False,
     solver: Solver | None = None,
     start: NDArray[np.floating] | None = None,
     mu_water: float = WATER_PER_MM,
@@ -75,6 +79,9 @@ def tv(
             which is their mean.
         model_error: Share of a voxel by which edges may lie elsewhere than voxels show; the variance of each
             ray grows by what that makes of the edges it crosses. About 0.05 where it helps.
+        edge_gradient: Whether to correct rays for edges within a bin, as detectors measure them: in planes,
+            with a subdivision of 2 or more. A scan that was simulated as means of line integrals, as by
+            :func:`.simulate_scan`, has none of that error.
         solver: How the energy is made small.
         start: Attenuation to begin with, 1/mm; without it, coarser grids are solved first.
         mu_water: Attenuation of water, 1/mm.
@@ -82,11 +89,13 @@ def tv(
 
     Raises:
         GeometryError: The grid does not suit the scanner.
-        InputError: A roughness that is not positive, no subdivision, or a negative model error.
+        InputError: A roughness that is not positive, no subdivision, a negative model error, or rays to
+            correct for edges where that does harm.
     """
-    task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "tv", subdivision, model_error)
+    of_edges = _OfEdges(subdivision, model_error, edge_gradient)
+    task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "tv", of_edges)
     image = task.begin(start)
-    task.doubt_edges(image)
+    task.heed_edges(image)
     return task.result(task.solve(task.variation(), image))
 
 
@@ -100,6 +109,7 @@ def edge_preserving_tv(
     edge_price: float = 0.5,
     subdivision: int | None = None,
     model_error: float = 0.05,
+    edge_gradient: bool = False,
     alternating: bool = False,
     solver: Solver | None = None,
     start: NDArray[np.floating] | None = None,
@@ -123,6 +133,7 @@ def edge_preserving_tv(
         edge_price: Least weight, that of the sharpest edges; 0 is the formula of the paper.
         subdivision: As for :func:`tv`; without it 2, but 1 for a cone beam, where it would cost memory.
         model_error: As for :func:`tv`.
+        edge_gradient: As for :func:`tv`.
         alternating: Compute the weights again every five iterations, instead of once. The energy then changes
             under way, and there is no promise that it falls.
         solver: How the energy is made small.
@@ -141,26 +152,17 @@ def edge_preserving_tv(
         )
     if subdivision is None:
         subdivision = 1 if isinstance(scan.geometry, ConeBeam) else 2
-    task = _Task(
-        scan,
-        grid,
-        roughness,
-        solver or Solver(),
-        mu_water,
-        report,
-        "edge-preserving-tv",
-        subdivision,
-        model_error,
-    )
+    of_edges = _OfEdges(subdivision, model_error, edge_gradient)
+    task = _Task(scan, grid, roughness, solver or Solver(), mu_water, report, "edge-preserving-tv", of_edges)
 
     def weighted(image: NDArray[Any]) -> Variation:
         threshold = edge_threshold(image, task.grid, edge_share) if delta is None else delta * mu_water / 1000
         return task.variation(bound=step_weights(image, task.grid, _weighing(threshold, edge_price)))
 
     image = task.begin(start)
-    task.doubt_edges(image)
+    task.heed_edges(image)
     image = task.solve(task.variation(), image).image
-    task.doubt_edges(image)
+    task.heed_edges(image)
     if not alternating:
         return task.result(task.solve(weighted(image), image))
     state = None
@@ -233,6 +235,45 @@ def edge_threshold(image: NDArray[Any], grid: Geometry, edge_share: float | None
     return float(np.quantile(within, 1 - (edge_share or 0.0)))
 
 
+@dataclass(frozen=True)
+class _OfEdges:
+    """What is done about edges that voxels and bins do not show: options of :func:`tv`."""
+
+    subdivision: int = 1
+    model_error: float = 0.0
+    gradient: bool = False
+
+    def __post_init__(self) -> None:
+        if self.subdivision < 1:
+            raise InputError(
+                "there is no such subdivision",
+                source="subdivision",
+                value=self.subdivision,
+                expected="1 or more",
+            )
+        if not (math.isfinite(self.model_error) and self.model_error >= 0):
+            raise InputError(
+                "the model error is out of range",
+                source="model_error",
+                value=self.model_error,
+                expected="0 or more",
+            )
+        if not isinstance(self.gradient, bool):
+            raise InputError(
+                "rays are corrected for edges or not",
+                source="edge_gradient",
+                value=self.gradient,
+                expected="True or False",
+            )
+        if self.gradient and self.subdivision == 1:
+            raise InputError(
+                "only voxels finer than bins tell of edges within them",
+                source="edge_gradient",
+                value="no subdivision",
+                expected="a parallel or fan beam, and a subdivision of 2 or more",
+            )
+
+
 class _Task:
     """One scan to be explained on one grid, at one price of variation."""
 
@@ -245,30 +286,26 @@ class _Task:
         mu_water: float,
         report: Report,
         name: str,
-        subdivision: int = 1,
-        model_error: float = 0.0,
+        of_edges: _OfEdges = _OfEdges(),
     ) -> None:
         if not (math.isfinite(roughness) and roughness > 0):
             raise InputError(
                 "the roughness must be a positive number", source="roughness", value=roughness, expected="HU"
             )
-        if subdivision < 1:
+        if of_edges.gradient and isinstance(scan.geometry, ConeBeam):
             raise InputError(
-                "there is no such subdivision", source="subdivision", value=subdivision, expected="1 or more"
-            )
-        if not (math.isfinite(model_error) and model_error >= 0):
-            raise InputError(
-                "the model error is out of range",
-                source="model_error",
-                value=model_error,
-                expected="0 or more",
+                "rays are corrected for edges in planes alone",
+                source="edge_gradient",
+                value="a cone beam",
+                expected="a parallel or fan beam",
             )
         self.scan, self.asked, self.solver, self.mu_water = scan, grid, solver, mu_water
         self.report, self.name = report, name
-        self.roughness, self.subdivision, self.model_error = roughness, subdivision, model_error
-        self.grid = subdivided(grid, subdivision)
+        self.roughness, self.of_edges, self.subdivision = roughness, of_edges, of_edges.subdivision
+        self.grid = subdivided(grid, self.subdivision)
+        self.rays = scan.sinogram
         # Of the variation in 1/mm; the same image has a larger sum of differences on smaller voxels.
-        self.price = 1000 / (roughness * mu_water * subdivision)
+        self.price = 1000 / (roughness * mu_water * self.subdivision)
         self.weights = RayWeights(scan, solver.dtype)
 
     def begin(self, start: NDArray[Any] | None) -> NDArray[Any]:
@@ -278,17 +315,23 @@ class _Task:
         image = begin(self.asked, start)
         return image.repeat(self.subdivision, axis=0).repeat(self.subdivision, axis=1)
 
-    def doubt_edges(self, image: NDArray[Any]) -> None:
-        """Add to the variance of each ray what edges make of it that lie elsewhere than the voxels show."""
-        if self.model_error == 0:
+    def heed_edges(self, image: NDArray[Any]) -> None:
+        """Correct the rays for edges within bins, and add to the variance of each what edges make of it that
+        lie elsewhere than the voxels show; both anew each time."""
+        model_error = self.of_edges.model_error
+        if not (self.of_edges.gradient or model_error):
             return
         projector = self._projector(self.grid)
+        if self.of_edges.gradient:
+            self.rays = self.scan.sinogram + missed_by_bins(projector, image)
+        if not model_error:
+            return
         squares = gradient_length(image, self.grid).astype(self.solver.dtype, copy=False)
         np.square(squares, out=squares)
 
         def error(views: slice) -> NDArray[Any]:
             return np.asarray(
-                self.model_error**2 * (projector.forward(squares, views) * min(self.grid.spacing[:2]))
+                model_error**2 * (projector.forward(squares, views) * min(self.grid.spacing[:2]))
             )
 
         self.weights.doubt(error, projector.some_views())
@@ -308,6 +351,8 @@ class _Task:
 
     def result(self, state: Descent) -> Reconstruction:
         facts = {"method": self.name, "roughness": self.roughness, "iterations": len(state.energies)}
+        if self.of_edges.gradient:
+            facts["edge_gradient"] = True
         known = self.scan.photons is not None
         image = _means(state.image, self.subdivision)
         image.setflags(write=False)  # or the volume would copy it
@@ -336,7 +381,7 @@ class _Task:
         variation = Variation(grid=grid, threads=self.solver.threads)
         if subsets_of(len(self.scan.sinogram)) > 1:
             self.report(f"{self.name}: {grid.shape[0]} voxels wide, {passes} passes by subsets")
-            given = (self._projector(grid), self.scan.sinogram, self.weights, variation, price, image)
+            given = (self._projector(grid), self.rays, self.weights, variation, price, image)
             return approach(*given, passes=passes, inner=self.solver.inner) if passes else image
         if grid is self.grid:
             return image
@@ -353,7 +398,7 @@ class _Task:
     ) -> Descent:
         return minimise(
             self._projector(grid),
-            self.scan.sinogram,
+            self.rays,
             self.weights,
             variation,
             price,

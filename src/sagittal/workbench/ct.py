@@ -90,6 +90,12 @@ def reconstruct(
     draws: Annotated[int | None, typer.Option(help="How often the variance draws counts again.")] = None,
     roughness: RoughnessOption = None,
     delta: DeltaOption = None,
+    edge_gradient: Annotated[
+        bool,
+        typer.Option(
+            "--edge-gradient", help="Correct rays for edges within bins, as a detector measures them."
+        ),
+    ] = False,
     iterations: IterationsOption = None,
     device: DeviceOption = None,
     case: Annotated[str | None, typer.Option(help="Id of a case that the image is to belong to.")] = None,
@@ -117,6 +123,8 @@ def reconstruct(
             "a case's image is one that any machine makes again", source="--device", value=device
         )
     options = _options(method, roughness, delta, iterations, device)
+    if edge_gradient:
+        options["edge_gradient"] = True
     if variance:
         options |= {"doubt": doubt} | ({} if draws is None else {"draws": draws})
     started = time.perf_counter()
