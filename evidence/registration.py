@@ -1,16 +1,18 @@
 """How far from the truth does registration lead, and what does it cost, beside others' programs?
 
     python evidence/registration.py --colin FOLDER --heads pyradiomics-3.0.1.tar.gz --slices antspyx-0.6.3.tar.gz
-        [--only NAME] [--json F]
+        --person pycortex-1.4.0.tar.gz [--only NAME] [--json F]
 
 ``known-fields``: real images (Colin27 of Debian's mricron-data; two heads of pyradiomics' source distribution),
 each with a copy of itself that a known random map has warped and that is degraded otherwise
 (registration_data.py). Settings were chosen on the MNI152 template with maps of other seeds: each method among
 as many, by the median error. ``colin27-mni``: a person to an average, both real, without a truth; what counts
-is the overlap of tissues, which is a proxy: they come from the brightness of the same images. ``speed``: ours at
-1 mm with one thread and with two. ``cohort``: simulated heads, each to the next, with known maps and tissues;
-``slices``: six real people's, every two, with a proxy (both registration_more.py). These two choose their settings
-anew, among the same ones, by other heads of the cohort.
+is the overlap of tissues, which is a proxy: they come from the brightness of the same images. Settings are chosen
+anew, by another person to the same average and the overlap of other tissues (registration_person.py), and among
+more of them, as real anatomy is folded. ``speed``: the same pair, ours at 1 mm with one thread and with two, with
+the same settings, smoothed by as many mm. ``cohort``: simulated heads, each to the next, with known maps and tissues; ``slices``: six real
+people's, every two, with a proxy (both registration_more.py). These two choose their settings anew, among the
+first ones, by other heads of the cohort.
 
 Every registration is a process of its own with one thread, and starts from the same affine map, found by
 SimpleITK (registration_methods.py); its time is not counted. Rows that are there are not made again but for
@@ -36,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from registration_data import STRENGTHS, Pair, colin_mni, known_pair, originals, template
 from registration_more import cohort_pair, slice_pair, slice_pairs, slices
+from registration_person import person_mni
 from scipy.stats import spearmanr
 
 from sagittal.core.files import atomic_path
@@ -52,8 +55,8 @@ JUDGING = {"Colin27": (1,), "pyradiomics brain1": (3,), "pyradiomics brain2": (4
 
 COHORT_TUNING, COHORT_JUDGING = (900, 901), (1, 2, 3)
 """Seeds of cohorts of two heads."""
-ITS_OWN = ("cohort", "slices")
-"""Sets that choose their settings by the cohort, the second by flat heads."""
+CHOSEN_BY = {"colin27-mni": "colin27-mni", "speed": "colin27-mni", "cohort": "cohort", "slices": "slices"}
+"""Sets whose settings are not chosen by known maps, and the set for which they are."""
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "identity": [{}],
@@ -80,6 +83,39 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         )
     ],
 }
+FINER: dict[str, list[dict[str, Any]]] = {
+    "diffeomorphic": [
+        {"update_smoothing": sigma, "field_smoothing": field, "iterations": [60, last, last]}
+        for sigma, field, last in ((2.5, 0.3, 40), (3.5, 0.3, 60), (2.5, 0.6, 60), (1.8, 0.6, 60))
+    ],
+    "SimpleITK B-spline": [
+        {"iterations": count, "share": share, "mesh_mm": mesh, "metric": "mutual-information"}
+        for count, share, mesh in ((60, 0.05, 25), (20, 0.2, 25), (20, 0.05, 15), (40, 0.05, 15))
+    ],
+    "picsl_greedy": [
+        {"iterations": iterations, "sigmas": sigmas}
+        for iterations, sigmas in (
+            ("100x50x20", "1.732vox 0.707vox"),  # as it comes
+            ("100x100x60", "1.732vox 0.707vox"),
+            ("100x100x60", "2.5vox 0.707vox"),
+            ("100x100x60", "1.5vox 0.5vox"),
+        )
+    ],
+    "ANTsPy SyN": [
+        {"syn_metric": "CC", "syn_sampling": radius, "reg_iterations": counts, "flow_sigma": 3}
+        for radius, counts in (
+            (2, [60, 40, 10]),
+            (2, [60, 40, 40]),
+            (2, [100, 70, 50]),
+            (4, [100, 70, 50, 20]),  # as antsRegistrationSyN.sh has it
+        )
+    ],
+}
+"""Settings for folded anatomy, tried besides the others where real people choose."""
+
+SMOOTHING = ("update_smoothing", "field_smoothing")
+"""Settings of ours in voxels of the last level; chosen at 2 mm."""
+
 ONE_GRID = ("SimpleITK demons",)
 """Methods that take two images of one size alone."""
 
@@ -228,43 +264,53 @@ def tune(results: Results, methods: Iterable[str]) -> None:
 
 
 def choose(
-    results: Results, methods: Iterable[str], part: str, facts: Row, pairs: Callable[[], Iterable[Pair]]
+    results: Results,
+    methods: Iterable[str],
+    part: str,
+    facts: Row,
+    pairs: Callable[[], Iterable[Pair]],
+    settings: dict[str, list[dict[str, Any]]] = SETTINGS,
+    by: str = "tre_mm",
 ) -> None:
-    """Let each method choose among its settings by the median error on pairs that do not judge."""
+    """Let each method choose among its settings by pairs that do not judge: by median error or by Dice."""
     wanted = [
         name for name in methods if results.key(part, facts | {"method": name}) not in results.parts[part]
     ]
-    errors: dict[str, list[list[float]]] = {name: [[] for _ in SETTINGS[name]] for name in wanted}
-    costs: dict[str, list[list[float]]] = {name: [[] for _ in SETTINGS[name]] for name in wanted}
+    found: dict[str, list[list[Row]]] = {name: [[] for _ in settings[name]] for name in wanted}
 
     def tasks(place: Workplace) -> None:
         for name in wanted:
-            for number, options in enumerate(SETTINGS[name]):
-                row = place.run(name, options)
-                errors[name][number].append(row["tre_mm"])
-                costs[name][number].append(row["cpu_seconds"])
-                print("tuning", name, options, row, flush=True)
+            for number, options in enumerate(settings[name]):
+                found[name][number].append(place.run(name, options))
+                print("tuning", name, options, found[name][number][-1], flush=True)
 
     for pair in pairs() if wanted else ():
         at_work(pair, tasks)
     for name in wanted:
-        best = min(range(len(errors[name])), key=lambda number: median(errors[name][number]))
-        row: Row = facts | {"method": name, "options": SETTINGS[name], "tre_mm": errors[name], "best": best}
-        results.add(part, row | {"cpu_seconds": costs[name]})
+        values, costs = ([[row[key] for row in rows] for rows in found[name]] for key in (by, "cpu_seconds"))
+        middles = [median(each) for each in values]
+        best = middles.index(max(middles) if by == "dice_mean" else min(middles))
+        row: Row = facts | {"method": name, "options": settings[name], by: values, "best": best}
+        results.add(part, row | {"cpu_seconds": costs})
 
 
-def judge(results: Results, methods: Sequence[str], facts: Row, make: Callable[[], Pair]) -> None:
+def judge(
+    results: Results,
+    methods: Sequence[str],
+    facts: Row,
+    make: Callable[[], Pair],
+    spacing_mm: float = SPACING_MM,
+) -> None:
+    """Measure methods on a pair, by the settings they chose; on other voxels they smooth by as many mm."""
     wanted = [n for n in methods if results.key("rows", facts | {"method": n}) not in results.parts["rows"]]
 
     def tasks(place: Workplace) -> None:
         for name in wanted:
-            own = facts["set"] in ITS_OWN
-            tuned = (
-                results.parts["tuning_others"][(facts["set"], name)]
-                if own
-                else results.parts["tuning"][(name,)]
-            )
+            by = CHOSEN_BY.get(facts["set"])
+            tuned = results.parts["tuning_others"][(by, name)] if by else results.parts["tuning"][(name,)]
             options = tuned["options"][tuned["best"]]
+            wider = {key: options[key] * SPACING_MM / spacing_mm for key in SMOOTHING if key in options}
+            options = options | wider
             row = facts | {"method": name, "options": options}
             results.add("rows", row | place.run(name, options, facts["threads"]))
 
@@ -301,6 +347,24 @@ def judge_others(results: Results, methods: Sequence[str], part: str, sdist: Pat
             )
 
 
+def judge_colin(
+    results: Results, methods: Sequence[str], wanted: Sequence[str], colin: Path, person: Path
+) -> None:
+    """Measure Colin27 to MNI152, by settings that another person chose."""
+    able = [name for name in methods if name not in ONE_GRID]
+    settings = {name: SETTINGS[name] + FINER.get(name, []) for name in able}
+    pairs = (person_mni(person, SPACING_MM) for _ in range(1))
+    choose(results, able, "tuning_others", {"set": "colin27-mni"}, lambda: pairs, settings, "dice_mean")
+    facts: Row = {"image": "Colin27 to MNI152", "strength": "", "seed": 0}
+    if "colin27-mni" in wanted:
+        here = facts | {"set": "colin27-mni", "threads": 1}
+        judge(results, able, here, lambda: colin_mni(colin, SPACING_MM))
+    for threads in (1, 2) if "speed" in wanted else ():
+        here = facts | {"set": "speed", "image": "Colin27 to MNI152, 1 mm", "threads": threads}
+        ours = [name for name in able if name == "diffeomorphic"]
+        judge(results, ours, here, lambda: colin_mni(colin, 1.0), 1.0)
+
+
 def installed(methods: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Return the methods that can be run here, and the versions of what they come from."""
     found, versions = [], {}
@@ -321,6 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--colin", type=Path, help="folder of ch2bet.nii.gz and aal.nii.gz")
     parser.add_argument("--heads", type=Path, help="source distribution of pyradiomics 3.0.1")
     parser.add_argument("--slices", type=Path, help="source distribution of antspyx 0.6.3")
+    parser.add_argument("--person", type=Path, help="source distribution of pycortex 1.4.0")
     parser.add_argument("--only", choices=SETS)
     parser.add_argument("--methods", type=lambda text: text.split(";"), default=list(SETTINGS))
     parser.add_argument("--again", action="store_true", help="drop what is there of --methods first")
@@ -334,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results.facts |= {"spacing_mm": SPACING_MM, "tuning_pairs": [list(pair) for pair in TUNING]}
     results.facts["versions"] = results.facts.get("versions", {}) | versions
     wanted = SETS if given.only is None else (given.only,)
-    if set(wanted) - set(ITS_OWN):
+    if "known-fields" in wanted:
         tune(results, methods)
     images = originals(given.colin, given.heads)
     if "known-fields" in wanted:
@@ -350,22 +415,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                             *images[image], strength=strength, seed=seed, spacing_mm=SPACING_MM
                         ),
                     )
-    if "colin27-mni" in wanted and given.colin:
-        facts = {"set": "colin27-mni", "image": "Colin27 to MNI152", "strength": "", "seed": 0, "threads": 1}
-        able = [name for name in methods if name not in ONE_GRID]
-        judge(results, able, facts, lambda: colin_mni(given.colin, SPACING_MM))
-    for part in ITS_OWN:
+    for part in ("cohort", "slices"):
         if part in wanted:
             judge_others(results, methods, part, given.slices)
-    if "speed" in wanted and given.colin:
-        for threads in (1, 2):
-            facts = {"set": "speed", "image": "Colin27 to MNI152, 1 mm", "strength": "", "seed": 0}
-            judge(
-                results,
-                [name for name in methods if name == "diffeomorphic"],
-                facts | {"threads": threads},
-                lambda: colin_mni(given.colin, 1.0),
-            )
+    if {"colin27-mni", "speed"} & set(wanted) and given.colin and given.person:
+        judge_colin(results, methods, wanted, given.colin, given.person)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def page(path: Path = RESULT) -> str:
         "settings": lambda kept: settings(kept["tuning"]),
         "cohort-settings": lambda kept: settings(of_set(kept, COHORT)),
         "slice-settings": lambda kept: settings(of_set(kept, SLICES)),
+        "person-command": person_command,
+        "person-settings": lambda kept: settings(of_set(kept, PROXY), "dice_mean"),
         "default": default,
     }
     return filled(HERE / "registration.md.in", {name: make(kept) for name, make in made.items()})
@@ -114,7 +116,7 @@ def targets(kept: Row) -> str:
     if mine_all:
         lines.append(("folds", "0", str(sum(row["folds"] for row in mine_all))))
         worst = max(row["inverse_consistency_mm"] for row in mine_all)
-        lines.append(("inverse consistency, mm, the worst", "below 0.2", f"{worst:.3f}"))
+        lines.append(("inverse consistency, mm, the worst", "below 0.2", f"{worst:.4g}"))
     return table(["target", "wanted", "found"], lines)
 
 
@@ -219,23 +221,37 @@ def of_set(kept: Row, part: str) -> list[Row]:
     return [row for row in kept.get("tuning_others", []) if row["set"] == part]
 
 
-def settings(tuned: Sequence[Row]) -> str:
+def settings(tuned: Sequence[Row], by: str = "tre_mm") -> str:
     def said(options: Row) -> str:
         return ", ".join(f"{name} {value}" for name, value in options.items()) or "-"
 
+    measure = {"tre_mm": "median error when chosen, mm", "dice_mean": "Dice when chosen"}[by]
     return table(
-        ["method", "chosen among four", "first or last", "median error when chosen, mm"],
+        ["method", "chosen", "among", "first or last", measure],
         (
             [
                 row["method"],
                 said(row["options"][row["best"]]),
+                len(row["options"]),
                 "yes" if row["best"] in (0, len(row["options"]) - 1) else "no",
-                number(median(row["tre_mm"][row["best"]]), 3),
+                number(median(row[by][row["best"]]), 3),
             ]
             for row in tuned
             if row["method"] not in (DEFAULT, *FLOORS)
         ),
     )
+
+
+def person_command(kept: Row) -> str:
+    row = next((row for row in of_set(kept, PROXY) if row["method"] == OURS), None)
+    if row is None:
+        return MISSING
+    options = row["options"][row["best"]]
+    named = [("smoothing", "update_smoothing"), ("field-smoothing", "field_smoothing")]
+    words = [f"--{name} {options[key]}" for name, key in named if key in options]
+    if "iterations" in options:
+        words.append(f"--iterations {','.join(map(str, options['iterations']))}")
+    return f"Ours as it was chosen is `sagittal register {' '.join(words)}`."
 
 
 def default(kept: Row) -> str:

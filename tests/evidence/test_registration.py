@@ -106,6 +106,99 @@ def test_rows_that_are_there_are_kept_and_may_be_made_again(
     assert all(row["tre_mm"] > 0 for row in json.loads(out.read_text())["rows"])
 
 
+def test_a_person_chooses_the_settings_of_the_other_by_overlap(
+    pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = script("registration")
+    monkeypatch.setattr(run, "originals", lambda colin, heads: {})
+    monkeypatch.setattr(run, "person_mni", lambda sdist, spacing_mm: pair)
+    monkeypatch.setattr(run, "colin_mni", lambda colin, spacing_mm: pair)
+    still, moves = {"iterations": [0]}, {"iterations": [9]}
+    monkeypatch.setattr(run, "SETTINGS", {"diffeomorphic": [still]})
+    monkeypatch.setattr(run, "FINER", {"diffeomorphic": [moves, still]})
+    out = tmp_path / "out.json"
+    run.main(["--only", "colin27-mni", "--colin", "x", "--person", "y", "--json", str(out)])
+    kept = json.loads(out.read_text())
+    (tuned,), (row,) = kept["tuning_others"], kept["rows"]
+    assert tuned["options"] == [still, moves, still]
+    assert tuned["best"] == 1
+    assert tuned["dice_mean"][1][0] > tuned["dice_mean"][0][0]
+    assert (row["options"], row["set"]) == (moves, "colin27-mni")
+
+
+def ball(middle: tuple[float, float, float], radii: tuple[float, float, float], count: int) -> Any:
+    """Return points and triangles of an ellipsoid, about evenly spread."""
+    spatial = pytest.importorskip("scipy.spatial")
+    turn = np.pi * (1 + 5**0.5) * np.arange(count)
+    height = 1 - (2 * np.arange(count) + 1) / count
+    wide = np.sqrt(1 - height**2)
+    unit = np.stack([wide * np.cos(turn), wide * np.sin(turn), height], axis=1)
+    return (unit * radii + middle).astype(np.float32), spatial.ConvexHull(unit).simplices.astype(np.int32)
+
+
+def test_a_surface_is_filled() -> None:
+    person = script("registration_person")
+    grid = Geometry(
+        (30, 36, 28), np.array([[0, -1.5, 0, 24], [1.2, 0, 0, -18], [0, 0, 2, -30], [0, 0, 0, 1]])
+    )
+    radii = (20.0, 11.0, 17.0)
+    points, triangles = ball((-2.3, 1.1, -1.7), radii, 4000)
+    found = person.filled(points, triangles, grid)
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
+    far = np.linalg.norm((grid.index_to_world(index) - (-2.3, 1.1, -1.7)) / radii, axis=-1)
+    assert found.sum() * 1.5 * 1.2 * 2 == pytest.approx(4 / 3 * np.pi * np.prod(radii), rel=0.01)
+    assert (found[far < 0.8] == 1).all()
+    assert (found[far > 1.2] == 0).all()
+
+
+def test_a_person_comes_with_grey_and_white_matter_and_without_a_skull(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    person, data = script("registration_person"), script("registration_data")
+    try:
+        original, _ = data.template()
+    except AssetError as error:
+        pytest.skip(str(error))
+    grid = data.coarsened(original.geometry, 4.0)
+    brain = data.on_grid(original.array.astype(np.float32), original.geometry, grid)
+    away = np.array([30.0, -20.0, 10.0])  # the person lies elsewhere
+    affine = grid.affine.copy()
+    affine[:3, 3] += away
+    near = gaussian((brain > 0).astype(np.float32), (2, 2, 2))
+    skull = 250 * ((near > 0.02) & (near < 0.08))
+    files = {"anatomicals/raw.nii.gz": nibabel.Nifti1Image(brain + skull, affine)}
+    for half, side in (("lh", -1), ("rh", 1)):
+        for kind, size in (("pia", 1.0), ("wm", 0.7)):
+            middle = np.array([34.0 * side, -18.0, 16.0]) + away
+            radii = (33.0 * size, 70.0 * size, 45.0 * size)
+            arrays = [
+                nibabel.gifti.GiftiDataArray(each, intent=intent)
+                for each, intent in zip(
+                    ball(tuple(middle), radii, 6000),
+                    ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE"),
+                    strict=True,
+                )
+            ]
+            files[f"surfaces/{kind}_{half}.gii"] = nibabel.GiftiImage(darrays=arrays)
+    with tarfile.open(tmp_path / "pycortex.tar.gz", "w:gz") as archive:
+        for name, image in files.items():
+            nibabel.save(image, tmp_path / Path(name).name)
+            archive.add(tmp_path / Path(name).name, f"pycortex/filestore/db/S1/{name}")
+    pair = person.person_mni(tmp_path / "pycortex.tar.gz", 4.0)
+    wanted, own = pair.labels
+    assert set(np.unique(own.array)) == set(np.unique(wanted.array)) == {0, 2, 3}
+    halves = 2 * 4 / 3 * np.pi * 33 * 70 * 45 / 4**3
+    assert (own.array > 0).sum() == pytest.approx(halves, rel=0.05)
+    assert (own.array == 3).sum() == pytest.approx(0.7**3 * halves, rel=0.05)
+    assert (pair.moving.array > 0).sum() == pytest.approx((brain > 25).sum(), rel=0.1)
+    assert pair.moving.array.max() < 250
+    still = DisplacementField.from_affine(
+        np.array([[1, 0, 0, away[0]], [0, 1, 0, away[1]], [0, 0, 1, away[2]], [0, 0, 0, 1.0]]),
+        pair.fixed.geometry,
+    )
+    brought = still.warp(pair.moving).array[pair.mask]
+    assert np.corrcoef(brought, pair.fixed.array[pair.mask])[0, 1] > 0.95
+
+
 def test_labels_count_where_the_mask_says(pair: Any) -> None:
     dice = script("registration").dice
     grid = pair.labels[0].geometry
@@ -126,7 +219,7 @@ def test_the_page_is_made_from_the_results() -> None:
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     module = script("registration_page")
-    assert module.page(tmp_path / "none.json").count(module.MISSING) == 14
+    assert module.page(tmp_path / "none.json").count(module.MISSING) == 16
 
 
 def test_targets_are_set_beside_the_best_rival() -> None:

@@ -80,6 +80,21 @@ def test_a_trained_network_registers(trained: Any, tmp_path: Path) -> None:
     )
 
 
+def test_less_smoothing_follows_further(trained: Any, tmp_path: Path) -> None:
+    folder, _ = trained
+    pair = ["register", folder / "heads/0.nii.gz", folder / "atlas.nii.gz", "--json", "-"]
+    told = {}
+    for smoothing, field, counts in ((2, 0.3, "20,20"), (2, 0.3, "20,0"), (6, 0.3, "20,20"), (2, 2, "20,20")):
+        more = ["--smoothing", smoothing, "--field-smoothing", field, "--iterations", counts]
+        done = sagittal(*pair, *more, "--out", tmp_path / f"{smoothing} {field} {counts}")
+        assert done.exit_code == 0, done.output
+        told[smoothing, field, counts] = json.loads(done.stdout)["similarity"]
+    least = told[2, 0.3, "20,20"]
+    assert len(least) == 2
+    for other in told.values():
+        assert other is least or least[-1][1] < other[-1][1]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -89,11 +104,19 @@ def test_a_trained_network_registers(trained: Any, tmp_path: Path) -> None:
         (["--method", "network", "--model", "ATLAS"], "this is no registration network"),
         (
             ["--method", "network", "--model", "NET", "--finest", "3"],
-            "no masks, no voxel width and no smoothing",
+            "no masks, no voxel width, no smoothing and no iterations",
         ),
+        (["--method", "network", "--model", "NET", "--iterations", "9"], "and no iterations"),
+        (["--method", "affine", "--field-smoothing", "1"], "an affine map takes no smoothing"),
+        (["--iterations", "60,forty"], "not a number of iterations for each level"),
+        (["--iterations", ""], "not a number of iterations for each level"),
+        (["--smoothing", "nan"], "not a smoothing of updates"),
+        (["--field-smoothing", "-1"], "not a smoothing of the field"),
     ],
 )
-def test_what_is_no_network_is_refused(trained: Any, tmp_path: Path, more: list[str], said: str) -> None:
+def test_what_a_method_does_not_take_is_refused(
+    trained: Any, tmp_path: Path, more: list[str], said: str
+) -> None:
     folder, _ = trained
     names = {"ATLAS": folder / "atlas.nii.gz", "NET": folder / "net.safetensors"}
     atlas = folder / "atlas.nii.gz"

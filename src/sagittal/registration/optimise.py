@@ -31,8 +31,6 @@ from sagittal.volume.field_maps import inside, places
 
 __all__ = ["Registration", "affine_between", "from_velocity", "register"]
 
-UPDATE_SMOOTHING = 3.5  # voxels
-
 _STEP = 0.5  # of a voxel: the largest displacement of a full step
 _SHRINK = 0.7
 _SMALLEST_STEP = 0.1  # of the full one
@@ -88,7 +86,7 @@ def register(
     fixed_mask: Volume | None = None,
     finest_mm: float | None = None,
     iterations: Sequence[int] = (60, 40, 20),
-    update_smoothing: float = UPDATE_SMOOTHING,
+    update_smoothing: float = 3.5,
     field_smoothing: float = 0.3,
     report: Report = silent,
 ) -> Registration:
@@ -113,8 +111,8 @@ def register(
         The map, its inverse, and how the similarity fell.
 
     Raises:
-        InputError: A constant image, an unknown measure, an affine that is not one, no level, a mask that
-            leaves nothing of its image.
+        InputError: A constant image, an unknown measure, an affine that is not one, no level, a smoothing
+            that is negative or not finite, a mask that leaves nothing of its image.
         GeometryError: The images do not overlap under the affine map, one is a slice and the other is
             not, or two slices are not parallel.
         MissingDependencyError: scipy is not installed.
@@ -122,6 +120,13 @@ def register(
     compare = similarity(measure)
     if not iterations or min(iterations) < 0:
         raise InputError("not a number of iterations for each level", value=list(iterations))
+    for name, width in (("updates", update_smoothing), ("the field", field_smoothing)):
+        if not 0 <= width < np.inf:
+            raise InputError(
+                f"not a smoothing of {name}",
+                value=width,
+                expected="a standard deviation in voxels, 0 or more",
+            )
     matrix, alike = affine_between(
         moving, fixed, affine, measure, report, moving_mask=moving_mask, fixed_mask=fixed_mask
     )

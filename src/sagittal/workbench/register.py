@@ -45,6 +45,12 @@ def register(
     smoothing: Annotated[
         float | None, typer.Option(help="What smooths each update, voxels: more for smoother maps.")
     ] = None,
+    field_smoothing: Annotated[
+        float | None, typer.Option(help="What smooths the whole velocity each time, voxels.")
+    ] = None,
+    iterations: Annotated[
+        str | None, typer.Option(help="At most so many for each level, the coarsest first, such as 60,40,20.")
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="What 'sagittal registration train' has written, for the network.")
     ] = None,
@@ -59,13 +65,24 @@ def register(
     """Bring an image to another: image, field, inverse, local volume change, and expected error."""
     from sagittal.registration import displacement_error, network_from_bytes, register_by_network
     from sagittal.registration import register as registered
-    from sagittal.registration.optimise import UPDATE_SMOOTHING
     from sagittal.volume import Volume, read_volume, write_field, write_nifti
 
     if method not in _METHODS:
         raise InputError(
             "there is no such method", source="--method", value=method, expected=", ".join(_METHODS)
         )
+    chosen: dict[str, Any] = {
+        "update_smoothing": smoothing,
+        "field_smoothing": field_smoothing,
+        "iterations": None if iterations is None else _counts(iterations),
+    }
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    if method == "affine":
+        if chosen:
+            raise InputError(
+                "an affine map takes no smoothing and no iterations", source="--method", value=method
+            )
+        chosen = {"iterations": (0,)}
     network = None
     if (method == "network") != (model is not None) or (refine and model is None):
         raise InputError(
@@ -74,9 +91,11 @@ def register(
             value=method,
         )
     if model is not None:
-        if any(given is not None for given in (moving_mask, fixed_mask, finest, smoothing)):
+        if chosen or any(given is not None for given in (moving_mask, fixed_mask, finest)):
             raise InputError(
-                "a network takes no masks, no voxel width and no smoothing", source="--method", value=method
+                "a network takes no masks, no voxel width, no smoothing and no iterations",
+                source="--method",
+                value=method,
             )
         if not model.is_file():
             raise InputError("there is no such file", source=model, expected="a network")
@@ -100,9 +119,8 @@ def register(
                 moving_mask=read.get("moving mask"),
                 fixed_mask=read.get("fixed mask"),
                 finest_mm=finest,
-                update_smoothing=UPDATE_SMOOTHING if smoothing is None else smoothing,
-                iterations=(0,) if method == "affine" else (60, 40, 20),
                 report=report,
+                **chosen,
             )
         error = displacement_error(*images, found, measure=measure, finest_mm=finest)
         names = ("warped", "field", "inverse", "log_jacobian", "error")
@@ -133,6 +151,19 @@ def register(
     if json_file not in (None, "-"):
         write_text(Path(str(json_file)), json.dumps(result, indent=1) + "\n")
     emit(result, as_json=json_file == "-", text=lambda: _say(result))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Return the iterations of each level from words such as 60,40,20."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise InputError(
+            "not a number of iterations for each level",
+            source="--iterations",
+            value=text,
+            expected="such as 60,40,20",
+        )
+    return tuple(int(word) for word in words)
 
 
 @contextmanager
