@@ -110,8 +110,8 @@ def test_less_smoothing_follows_further(trained: Any, tmp_path: Path) -> None:
         (["--method", "affine", "--field-smoothing", "1"], "an affine map takes no smoothing"),
         (["--iterations", "60,forty"], "not a number of iterations for each level"),
         (["--iterations", ""], "not a number of iterations for each level"),
-        (["--smoothing", "nan"], "not a smoothing of updates"),
-        (["--field-smoothing", "-1"], "not a smoothing of the field"),
+        (["--smoothing", "nan"], "update_smoothing: not a width to smooth with; got nan"),
+        (["--field-smoothing", "-1"], "field_smoothing: not a width to smooth with; got -1"),
     ],
 )
 def test_what_a_method_does_not_take_is_refused(

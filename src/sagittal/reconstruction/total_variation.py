@@ -270,7 +270,7 @@ class _OfEdges:
                 "only voxels finer than bins tell of edges within them",
                 source="edge_gradient",
                 value="no subdivision",
-                expected="a parallel or fan beam, and a subdivision of 2 or more",
+                expected="a subdivision of 2 or more, as edge-preserving-tv has in parallel and fan beams",
             )
 
 

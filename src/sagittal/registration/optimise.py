@@ -120,12 +120,10 @@ def register(
     compare = similarity(measure)
     if not iterations or min(iterations) < 0:
         raise InputError("not a number of iterations for each level", value=list(iterations))
-    for name, width in (("updates", update_smoothing), ("the field", field_smoothing)):
-        if not 0 <= width < np.inf:
+    for name, smoothing in (("update_smoothing", update_smoothing), ("field_smoothing", field_smoothing)):
+        if not 0 <= smoothing < np.inf:
             raise InputError(
-                f"not a smoothing of {name}",
-                value=width,
-                expected="a standard deviation in voxels, 0 or more",
+                "not a width to smooth with", source=name, value=smoothing, expected="0 voxels or more"
             )
     matrix, alike = affine_between(
         moving, fixed, affine, measure, report, moving_mask=moving_mask, fixed_mask=fixed_mask
