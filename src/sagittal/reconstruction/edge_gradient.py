@@ -7,8 +7,8 @@ Medicine and Biology 26:473, 1981). Images from few views pay for it along every
 
 [inference: an image that is nearly right tells the difference. Its rays are computed for parts of each bin,
 and what their mean has over the logarithm is added to what was measured. The image's voxels must be finer
-than the bins: where they are not, what they themselves blur is more than what bins do, and the correction was
-found to do harm. So it did in a cone beam, with slices as thick as the rows.]
+than the bins: where they are not, what they themselves blur is more than what bins do, and the correction of
+a phantom's scan did harm when it was tried. So it did in a cone beam, with slices as thick as the rows.]
 """
 
 from __future__ import annotations
