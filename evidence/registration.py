@@ -10,9 +10,9 @@ as many, by the median error. ``colin27-mni``: a person to an average, both real
 is the overlap of tissues, which is a proxy: they come from the brightness of the same images. Settings are chosen
 anew, by another person to the same average and the overlap of other tissues (registration_person.py), and among
 more of them, as real anatomy is folded. ``speed``: the same pair, ours at 1 mm with one thread and with two, with
-the same settings, smoothed by as many mm. ``cohort``: simulated heads, each to the next, with known maps and tissues; ``slices``: six real
-people's, every two, with a proxy (both registration_more.py). These two choose their settings anew, among the
-first ones, by other heads of the cohort.
+the same settings, smoothed by as many mm, and as it comes. ``cohort``: simulated heads, each to the next, with
+known maps and tissues; ``slices``: six real people's, every two, with a proxy (both registration_more.py). These
+two choose their settings anew, among the first ones, by other heads of the cohort.
 
 Every registration is a process of its own with one thread, and starts from the same affine map, found by
 SimpleITK (registration_methods.py); its time is not counted. Rows that are there are not made again but for
@@ -309,8 +309,8 @@ def judge(
             by = CHOSEN_BY.get(facts["set"])
             tuned = results.parts["tuning_others"][(by, name)] if by else results.parts["tuning"][(name,)]
             options = tuned["options"][tuned["best"]]
-            wider = {key: options[key] * SPACING_MM / spacing_mm for key in SMOOTHING if key in options}
-            options = options | wider
+            widths = {key: options[key] * SPACING_MM / spacing_mm for key in SMOOTHING if key in options}
+            options = options | widths
             row = facts | {"method": name, "options": options}
             results.add("rows", row | place.run(name, options, facts["threads"]))
 
@@ -353,8 +353,11 @@ def judge_colin(
     """Measure Colin27 to MNI152, by settings that another person chose."""
     able = [name for name in methods if name not in ONE_GRID]
     settings = {name: SETTINGS[name] + FINER.get(name, []) for name in able}
-    pairs = (person_mni(person, SPACING_MM) for _ in range(1))
-    choose(results, able, "tuning_others", {"set": "colin27-mni"}, lambda: pairs, settings, "dice_mean")
+
+    def pairs() -> list[Pair]:
+        return [person_mni(person, SPACING_MM)]
+
+    choose(results, able, "tuning_others", {"set": "colin27-mni"}, pairs, settings, "dice_mean")
     facts: Row = {"image": "Colin27 to MNI152", "strength": "", "seed": 0}
     if "colin27-mni" in wanted:
         here = facts | {"set": "colin27-mni", "threads": 1}
